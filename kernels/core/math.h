@@ -1,0 +1,182 @@
+// Elementary functions for the losses, the same source on host and device.
+//
+// float: branch-free polynomials that a compiler vectorises (no libm call, no table), so the CPU
+// engines need no SIMD type. Errors against fp64 are measured by tests/test_math.py over the whole
+// domain and listed in docs/numerics.md. Coefficients are minimax fits in fp64 (Remez exchange),
+// rounded to float. double: the C library, for tests and double-precision users.
+//
+// NaN propagates through every function. Selections are written `condition ? a : b` on plain values,
+// which compilers turn into blends.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "macros.h"
+
+namespace fusedloss {
+
+template <class T>
+FUSEDLOSS_HD T select(bool condition, T if_true, T if_false) {
+  return condition ? if_true : if_false;
+}
+
+template <class To, class From>
+FUSEDLOSS_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of one size");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// e^x. Overflows to +inf where the true value does; results below 1.7e-38 (x < -86.98) are 0.
+FUSEDLOSS_HD float exp(float x) {
+  constexpr float kLog2E = 1.44269504f, kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const float bounded = x > 89.0f ? 89.0f : x;
+  const float shifted = bounded * kLog2E + kRound;
+  const float n = shifted - kRound;
+  const float r = (bounded - n * kLn2Hi) - n * kLn2Lo;
+  // 2 e^r, so that the power of two below never needs an exponent beyond the largest.
+  float p = 0.00276291973f;
+  p = p * r + 0.0167374338f;
+  p = p * r + 0.0833367761f;
+  p = p * r + 0.333330413f;
+  p = p * r + 0.999999869f;
+  p = (p * r) * r + (2.0f * r + 2.0f);
+  const uint32_t exponent = (bit_cast<uint32_t>(shifted) << 23) + (126u << 23);  // 2^(n-1)
+  return x < -86.98f ? 0.0f : p * bit_cast<float>(exponent);
+}
+
+// log(1 + x) for x in [0, 1]: what softplus and log-sum-exp of two terms need.
+FUSEDLOSS_HD float log1p_unit(float x) {
+  float p = -0.0032440246083f;
+  p = p * x + 0.0198514598155f;
+  p = p * x - 0.0569595295249f;
+  p = p * x + 0.106036544123f;
+  p = p * x - 0.153055923012f;
+  p = p * x + 0.196759391696f;
+  p = p * x - 0.249541336413f;
+  p = p * x + 0.333299624158f;
+  p = p * x - 0.499999024228f;
+  p = p * x + 0.999999995287f;
+  return p * x;
+}
+
+// log(x). Subnormal x included; log(0) = -inf, log(negative) = NaN, log(+inf) = +inf.
+FUSEDLOSS_HD float log(float x) {
+  constexpr float kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
+  const bool subnormal = x < std::numeric_limits<float>::min();
+  const float normal = subnormal ? x * 8388608.0f : x;
+  // Split at sqrt(1/2) so that the mantissa lies in [0.707, 1.414) and log(1 + f) loses nothing.
+  const uint32_t bits = bit_cast<uint32_t>(normal) - 0x3f3504f3u;
+  const float mantissa = bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u);
+  const float n = static_cast<float>(static_cast<int32_t>(bits) >> 23) - (subnormal ? 23.0f : 0.0f);
+  const float f = mantissa - 1.0f;
+  float p = -0.076343848131f;
+  p = p * f + 0.127654251832f;
+  p = p * f - 0.131620039763f;
+  p = p * f + 0.142013690417f;
+  p = p * f - 0.16623144529f;
+  p = p * f + 0.200012358607f;
+  p = p * f - 0.250008267662f;
+  p = p * f + 0.333333316822f;
+  const float f2 = f * f;
+  const float tail = (p * f) * f2 + n * kLn2Lo;
+  const float value = n * kLn2Hi + (f + (tail - 0.5f * f2));
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float positive = x < infinity ? value : x;  // +inf and NaN return themselves
+  const float zero = x == 0.0f ? -infinity : positive;
+  return x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : zero;
+}
+
+FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
+FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
+FUSEDLOSS_HD double log(double x) { return ::log(x); }
+
+FUSEDLOSS_HD float abs(float x) {
+  return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
+}
+FUSEDLOSS_HD double abs(double x) { return ::fabs(x); }
+
+// The largest |x| at which e^-|x| and its products with numbers in [1/2, 1] stay normal.
+template <class T>
+struct Saturation;
+template <>
+struct Saturation<float> {
+  static constexpr float kLogit = 86.0f;
+};
+template <>
+struct Saturation<double> {
+  static constexpr double kLogit = 700.0;
+};
+
+// Both tails of the logistic function from one exponential:
+//   small = e^-|x| in (0, 1], large = 1 / (1 + small), log_large = log(1 + small) = -log(large).
+// sigmoid(|x|) = large and sigmoid(-|x|) = large * small, each with full relative precision. |x| is
+// cut at Saturation::kLogit, so `small` never vanishes and ratios of tails stay finite.
+template <class T>
+struct Logistic {
+  T magnitude, small, large, log_large;
+  bool positive;
+};
+
+template <class T>
+FUSEDLOSS_HD Logistic<T> logistic(T x) {
+  Logistic<T> out;
+  out.positive = x >= T(0);
+  out.magnitude = abs(x);
+  const T cut = Saturation<T>::kLogit;
+  out.small = exp(-(out.magnitude > cut ? cut : out.magnitude));
+  out.large = T(1) / (T(1) + out.small);
+  out.log_large = log1p_unit(out.small);
+  return out;
+}
+
+template <class T>
+FUSEDLOSS_HD T sigmoid(T x) {
+  const Logistic<T> s = logistic(x);
+  return s.positive ? s.large : s.small * s.large;
+}
+
+// log(1 + e^x)
+template <class T>
+FUSEDLOSS_HD T softplus(T x) {
+  const Logistic<T> s = logistic(x);
+  return (s.positive ? s.magnitude : T(0)) + s.log_large;
+}
+
+// q^gamma and its derivative gamma q^(gamma-1) for q in (0, 1].
+template <class T>
+struct PowerDerivative {
+  T value, derivative;
+};
+
+// An exponent known at compile time: multiplications only.
+template <int kGamma>
+struct IntegerPower {
+  template <class T>
+  FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
+    if constexpr (kGamma == 0) {
+      return {T(1), T(0)};
+    } else {
+      T lower = T(1);
+      for (int i = 1; i < kGamma; ++i) lower *= q;
+      return {lower * q, T(kGamma) * lower};
+    }
+  }
+};
+
+// Any exponent >= 0. q must be at least the smallest normal number, which keeps both results finite.
+template <class T>
+struct RealPower {
+  T gamma;
+  FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
+    const T value = exp(gamma * log(q));
+    return {value, gamma * value / q};
+  }
+};
+
+}  // namespace fusedloss

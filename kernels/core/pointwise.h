@@ -1,0 +1,56 @@
+// The pointwise engine's contract: what a loss functor is given, what it returns, and the POD that
+// describes one call to any backend.
+#pragma once
+
+#include "layout.h"
+
+namespace fusedloss {
+
+// One element of a pointwise loss. `side` is the loss's own per-class or broadcast parameter (alpha for
+// focal), `weight` multiplies the loss.
+template <class T>
+struct Element {
+  T logit, target, side, weight;
+};
+
+// A pointwise loss is a functor: Element<T> -> ValueGrad<T>, gradient with respect to the logit.
+template <class T>
+struct ValueGrad {
+  T loss, grad;
+};
+
+enum class Reduction : int32_t { kNone, kSum, kMean };
+
+// One call. All views share `shape`, the logits' own. Absent side inputs have data == nullptr and take
+// the constant beside them. Class-index targets have stride 0 along shape.class_dim.
+struct PointwiseCall {
+  Shape shape;
+  TensorView logits;
+  TensorView target;
+  TensorView side;
+  TensorView weight;
+  TensorView grad_output;  // backward; elementwise or constant
+  TensorView loss;         // forward with Reduction::kNone: elementwise; else one number
+  TensorView grad;         // gradient of the logits, or absent in a forward that keeps none
+  const void* normalizer;  // divisor of the mean: one accumulator-typed number where the logits live,
+  double normalizer_value;  // or, where that is nullptr, this number if positive, else the valid count
+  void* scale;  // one accumulator-typed number: forward writes what backward has still to multiply by
+  double side_value;
+  int64_t ignore_index;
+  int64_t num_classes;
+  bool indexed;   // targets are class indices
+  bool prescale;  // the gradient written in forward already carries 1/divisor of the mean
+  Reduction reduction;
+};
+
+FUSEDLOSS_HD bool has_normalizer(const PointwiseCall& call) {
+  return call.normalizer != nullptr || call.normalizer_value > 0.0;
+}
+
+// What a pass found. A bad label is one outside [-1, num_classes]; the first in memory order is kept.
+struct PointwiseReport {
+  bool bad_label = false;
+  int64_t label = 0;
+};
+
+}  // namespace fusedloss

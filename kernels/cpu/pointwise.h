@@ -1,0 +1,284 @@
+// The pointwise engine on the CPU: any functor of ../core/pointwise.h over tensors of any layout.
+//
+// A task (tasks.h) walks blocks of kBlock elements that live in L1 (stage.h): it brings the inputs into
+// shape, runs the functor over them in one vectorised loop, and stores what comes out.
+#pragma once
+
+#include <vector>
+
+#include "../core/pointwise.h"
+#include "stage.h"
+#include "tasks.h"
+
+namespace fusedloss::cpu {
+
+enum class Pass { kLoss, kLossAndGrad, kGrad };
+
+// The hot loop: logits and gradients of type X, arithmetic in T.
+template <Pass kPass, class X, class T, class Loss>
+FUSEDLOSS_CPU_LEVELS void evaluate_block(const Loss loss, const X* __restrict logit,
+                                      const T* __restrict target, const T* __restrict side,
+                                      const T* __restrict weight, const T* __restrict upstream,
+                                      T scale, int64_t count, T* __restrict loss_out,
+                                      X* __restrict grad_out) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const ValueGrad<T> v = loss(Element<T>{to<T>(logit[i]), target[i], side[i], weight[i]});
+    if constexpr (kPass != Pass::kGrad) loss_out[i] = v.loss;
+    if constexpr (kPass == Pass::kLossAndGrad) grad_out[i] = from<X>(v.grad * scale);
+    if constexpr (kPass == Pass::kGrad) grad_out[i] = from<X>(v.grad * upstream[i]);
+  }
+}
+
+// Its own loop: with the sum in the hot one, GCC 12 miscompiles the 16-bit types.
+template <class T>
+FUSEDLOSS_CPU_LEVELS T sum_block(const T* __restrict values, int64_t count) {
+  T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  return sum;
+}
+
+template <class T>
+FUSEDLOSS_CPU_LEVELS int64_t count_equal(const T* __restrict values, T wanted, int64_t count) {
+  int64_t matches = 0;
+#pragma omp simd reduction(+ : matches)
+  for (int64_t i = 0; i < count; ++i) matches += values[i] == wanted;
+  return matches;
+}
+
+template <class X, class T>
+struct BlockBuffers {
+  alignas(64) X logit[kBlock], grad[kBlock];
+  alignas(64) T target[kBlock], side[kBlock], weight[kBlock], upstream[kBlock], loss[kBlock];
+  bool fresh = true;         // the constant operands' buffers are still to be filled
+  bool fresh_weight = true;  // the weight buffer is, or was changed for ignored elements
+};
+
+struct TaskTotals {
+  double loss = 0.0;
+  int64_t valid = 0;
+  PointwiseReport report;
+};
+
+// One block's inputs, ready for evaluate_block.
+template <class X, class T>
+struct BlockInputs {
+  const X* logit;
+  const T *target, *side, *weight, *upstream;
+  int64_t valid;
+};
+
+// Reads blocks of one call. Ignored elements get logit 0 and weight 0, so that the hot loop need not
+// know of them and their logits (NaN included) have no effect.
+template <class X, class T>
+class PointwiseReader {
+ public:
+  PointwiseReader(const PointwiseCall& call, T upstream)
+      : call_(call),
+        logit_(call.shape, call.logits, X{}),
+        target_(call.shape, call.target, T(0)),
+        side_(call.shape, call.side, static_cast<T>(call.side_value)),
+        weight_(call.shape, call.weight, T(1)),
+        upstream_(call.shape, call.grad_output, upstream) {}
+
+  BlockInputs<X, T> read(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
+                      PointwiseReport& report) const {
+    BlockInputs<X, T> in;
+    in.logit = logit_.read(begin, count, buffers.logit, buffers.fresh);
+    in.side = side_.read(begin, count, buffers.side, buffers.fresh);
+    in.weight = weight_.read(begin, count, buffers.weight, buffers.fresh_weight);
+    in.upstream = upstream_.read(begin, count, buffers.upstream, buffers.fresh);
+    buffers.fresh = buffers.fresh_weight = false;
+    in.valid = count;
+    if (call_.indexed)
+      read_labels(begin, count, buffers, in, report);
+    else
+      read_dense_target(begin, count, buffers, in);
+    return in;
+  }
+
+ private:
+  void read_dense_target(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
+                         BlockInputs<X, T>& in) const {
+    in.target = target_.read(begin, count, buffers.target, true);
+    const T ignored = static_cast<T>(call_.ignore_index);
+    const int64_t matches = count_equal(in.target, ignored, count);
+    if (matches == 0) return;
+    for (int64_t i = 0; i < count; ++i)
+      if (in.target[i] == ignored) ignore(i, 1, count, buffers, in);
+  }
+
+  // Class indices become the block's 0/1 targets: zeros and, for each row, one 1.
+  void read_labels(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in,
+                   PointwiseReport& report) const {
+    std::fill_n(buffers.target, count, T(0));
+    in.target = buffers.target;
+    const Shape& shape = call_.shape;
+    const int last = shape.ndim - 1;
+    with_typed_labels(call_.target, [&](const auto* labels) {
+      for_each_run(shape, begin, count, [&](const Run& run) {
+        const auto* label = labels + offset_of(shape, call_.target, run.index);
+        if (shape.class_dim == last) {
+          const int64_t position = run.offset_in_block - run.index[last];
+          place(*label, position, run.offset_in_block, run.length, count,
+                buffers, in, report);
+          return;
+        }
+        const int64_t this_class = shape.class_dim < 0 ? 0 : run.index[shape.class_dim];
+        for (int64_t i = 0; i < run.length; ++i) {
+          const int64_t at = run.offset_in_block + i;
+          const int64_t value = label[i * call_.target.strides[last]];
+          place(value, at - this_class, at, 1, count, buffers, in, report);
+        }
+      });
+    });
+  }
+
+  // Marks class `label` in a stretch of one row; the row's class 0 would stand at `row_start`.
+  void place(int64_t label, int64_t row_start, int64_t begin, int64_t length, int64_t count,
+             BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in, PointwiseReport& report) const {
+    if (label == call_.ignore_index) return ignore(begin, length, count, buffers, in);
+    const int64_t at = row_start + label;
+    if (label >= 0 && label < call_.num_classes) {
+      if (at >= begin && at < begin + length) buffers.target[at] = T(1);
+    } else if ((label < -1 || label > call_.num_classes) && !report.bad_label) {
+      report = {true, label};
+    }
+  }
+
+  void ignore(int64_t begin, int64_t length, int64_t count, BlockBuffers<X, T>& buffers,
+              BlockInputs<X, T>& in) const {
+    if (in.logit != buffers.logit) std::copy_n(in.logit, count, buffers.logit);
+    if (in.weight != buffers.weight) std::copy_n(in.weight, count, buffers.weight);
+    std::fill_n(buffers.logit + begin, length, X{});
+    std::fill_n(buffers.weight + begin, length, T(0));
+    in.logit = buffers.logit;
+    in.weight = buffers.weight;
+    in.valid -= length;
+    buffers.fresh_weight = true;
+  }
+
+  const PointwiseCall& call_;
+  BlockReader<X> logit_;
+  BlockReader<T> target_, side_, weight_, upstream_;
+};
+
+template <Pass kPass, class X, class T, class Loss>
+TaskTotals run_task(const PointwiseCall& call, const Loss& loss, const PointwiseReader<X, T>& reader,
+                    T scale, int64_t begin, int64_t end) {
+  const bool keeps_losses = kPass != Pass::kGrad && call.reduction == Reduction::kNone;
+  const BlockWriter<T> loss_writer(call.shape, keeps_losses ? call.loss : TensorView{});
+  const BlockWriter<X> grad_writer(call.shape, call.grad);
+  BlockBuffers<X, T> buffers;
+  TaskTotals totals;
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = end - at < kBlock ? end - at : kBlock;
+    const BlockInputs<X, T> in = reader.read(at, count, buffers, totals.report);
+    T* losses = loss_writer.target(at, buffers.loss);
+    X* grads = grad_writer.target(at, buffers.grad);
+    evaluate_block<kPass>(loss, in.logit, in.target, in.side, in.weight, in.upstream, scale, count,
+                          losses, grads);
+    if (kPass != Pass::kGrad) totals.loss += sum_block(losses, count);
+    totals.valid += in.valid;
+    loss_writer.finish(at, count, losses);
+    if (kPass != Pass::kLoss) grad_writer.finish(at, count, grads);
+  }
+  return totals;
+}
+
+inline void simplify_call(PointwiseCall& call) {
+  TensorView* views[] = {&call.logits, &call.target,      &call.side, &call.weight,
+                         &call.grad,   &call.grad_output, &call.loss};
+  simplify(call.shape, views, 7);
+}
+
+// Elements whose label is not ignored: read from the labels alone, before the logits are touched.
+inline int64_t count_valid_labels(const PointwiseCall& call, const Threads& threads) {
+  Shape rows = call.shape;
+  if (rows.class_dim >= 0) rows.sizes[rows.class_dim] = 1;
+  const int64_t numel = rows.numel();
+  std::vector<int64_t> ignored(num_tasks(numel));
+  for_each_task(numel, threads, [&](int64_t task, int64_t begin, int64_t end) {
+    int64_t found = 0;
+    with_typed_labels(call.target, [&](const auto* labels) {
+      for_each_run(rows, begin, end - begin, [&](const Run& run) {
+        const auto* label = labels + offset_of(rows, call.target, run.index);
+        const int64_t stride = call.target.strides[rows.ndim - 1];
+        for (int64_t i = 0; i < run.length; ++i)
+          found += label[i * stride] == call.ignore_index;
+      });
+    });
+    ignored[task] = found;
+  });
+  int64_t valid = numel;
+  for (const int64_t found : ignored) valid -= found;
+  return valid * (call.shape.numel() / (numel > 0 ? numel : 1));
+}
+
+// The divisor that the caller gave for the mean.
+template <class T>
+double given_divisor(const PointwiseCall& call) {
+  return call.normalizer != nullptr ? static_cast<double>(*static_cast<const T*>(call.normalizer))
+                                    : call.normalizer_value;
+}
+
+// What the mean divides by, as the gradient written in forward assumes it (see design.md, "prescale").
+template <class T>
+double expected_divisor(const PointwiseCall& call, const Threads& threads) {
+  if (has_normalizer(call)) return given_divisor<T>(call);
+  return static_cast<double>(call.indexed ? count_valid_labels(call, threads)
+                                          : call.shape.numel());
+}
+
+template <class X, class Loss>
+PointwiseReport pointwise_forward(PointwiseCall call, const Loss& loss, const Threads& threads) {
+  using T = typename Loss::value_type;
+  simplify_call(call);
+  const int64_t numel = call.shape.numel();
+  const bool with_grad = call.grad.data != nullptr;
+  const bool mean = call.reduction == Reduction::kMean;
+  const double expected = mean && call.prescale ? expected_divisor<T>(call, threads) : 1.0;
+  const T scale = static_cast<T>(expected == 0.0 ? 0.0 : 1.0 / expected);
+
+  const PointwiseReader<X, T> reader(call, T(1));
+  std::vector<TaskTotals> slots(num_tasks(numel));
+  for_each_task(numel, threads, [&](int64_t task, int64_t begin, int64_t end) {
+    slots[task] = with_grad
+                      ? run_task<Pass::kLossAndGrad>(call, loss, reader, scale, begin, end)
+                      : run_task<Pass::kLoss>(call, loss, reader, scale, begin, end);
+  });
+  TaskTotals total;
+  for (const TaskTotals& slot : slots) {
+    total.loss += slot.loss;
+    total.valid += slot.valid;
+    if (slot.report.bad_label && !total.report.bad_label) total.report = slot.report;
+  }
+
+  const double divisor = !mean                  ? 1.0
+                         : has_normalizer(call) ? given_divisor<T>(call)
+                                                : static_cast<double>(total.valid);
+  const bool nothing = mean && total.valid == 0;  // the mean of nothing is 0, with zero gradient
+  if (call.reduction != Reduction::kNone)
+    *static_cast<T*>(call.loss.data) = static_cast<T>(nothing ? 0.0 : total.loss / divisor);
+  *static_cast<T*>(call.scale) = static_cast<T>(nothing ? 0.0 : expected / divisor);
+  return total.report;
+}
+
+template <class X, class Loss>
+void pointwise_backward(PointwiseCall call, const Loss& loss, const Threads& threads) {
+  using T = typename Loss::value_type;
+  simplify_call(call);
+  T upstream = *static_cast<const T*>(call.scale);
+  const BlockReader<T> grad_output(call.shape, call.grad_output, T(1));
+  if (grad_output.constant()) {
+    upstream *= grad_output.value();
+    call.grad_output.data = nullptr;
+  }
+  const PointwiseReader<X, T> reader(call, upstream);
+  for_each_task(call.shape.numel(), threads, [&](int64_t, int64_t begin, int64_t end) {
+    run_task<Pass::kGrad>(call, loss, reader, T(1), begin, end);
+  });
+}
+
+}  // namespace fusedloss::cpu

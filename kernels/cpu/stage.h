@@ -1,0 +1,213 @@
+// Staging: the CPU engines compute on short contiguous blocks that live in L1. A tensor that already
+// is such a block of the wanted element type is used in place; anything else (another type, strides,
+// broadcasts) is copied block by block. So a hot loop exists once per type of the logits, whatever the
+// tensors look like.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/layout.h"
+
+namespace fusedloss::cpu {
+
+constexpr int64_t kBlock = 1024;  // elements; five float blocks and the outputs fit a 32 KiB L1
+
+// A stretch of the iteration space along its innermost dimension.
+struct Run {
+  int64_t offset_in_block;
+  int64_t length;
+  int64_t index[kMaxDims];  // coordinates of the first element
+};
+
+// Calls visit(run) for the stretches that make up elements [begin, begin + count).
+template <class Visit>
+inline void for_each_run(const Shape& shape, int64_t begin, int64_t count, const Visit& visit) {
+  Run run{};
+  int64_t rest = begin;
+  for (int d = shape.ndim - 1; d >= 0; --d) {
+    run.index[d] = rest % shape.sizes[d];
+    rest /= shape.sizes[d];
+  }
+  const int last = shape.ndim - 1;
+  for (int64_t done = 0; done < count;) {
+    const int64_t left = shape.sizes[last] - run.index[last];
+    run.offset_in_block = done;
+    run.length = left < count - done ? left : count - done;
+    visit(static_cast<const Run&>(run));
+    done += run.length;
+    run.index[last] = 0;
+    for (int d = last - 1; d >= 0; --d) {
+      if (++run.index[d] < shape.sizes[d]) break;
+      run.index[d] = 0;
+    }
+  }
+}
+
+inline int64_t offset_of(const Shape& shape, const TensorView& view, const int64_t* index) {
+  int64_t offset = 0;
+  for (int d = 0; d < shape.ndim; ++d) offset += index[d] * view.strides[d];
+  return offset;
+}
+
+template <class From, class To>
+FUSEDLOSS_CPU_LEVELS void convert_in(const From* __restrict source, int64_t stride, int64_t count,
+                                     To* __restrict out) {
+  if (stride == 1) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[i] = cast<To>(source[i]);
+  } else if (stride == 0) {
+    const To value = cast<To>(source[0]);
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[i] = value;
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = cast<To>(source[i * stride]);
+  }
+}
+
+template <class From, class To>
+FUSEDLOSS_CPU_LEVELS void convert_out(const From* __restrict source, int64_t count,
+                                      To* __restrict out, int64_t stride) {
+  if (stride == 1) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) out[i] = cast<To>(source[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i * stride] = cast<To>(source[i]);
+  }
+}
+
+// Calls f with a typed pointer to the view's elements.
+template <class F>
+inline void with_typed_data(const TensorView& view, const F& f) {
+  switch (view.dtype) {
+    case DType::kFloat32: return f(static_cast<float*>(view.data));
+    case DType::kFloat64: return f(static_cast<double*>(view.data));
+    case DType::kFloat16: return f(static_cast<Float16*>(view.data));
+    case DType::kBFloat16: return f(static_cast<BFloat16*>(view.data));
+    case DType::kInt64: return f(static_cast<int64_t*>(view.data));
+    case DType::kInt32: return f(static_cast<int32_t*>(view.data));
+    case DType::kInt16: return f(static_cast<int16_t*>(view.data));
+    case DType::kUInt8: return f(static_cast<uint8_t*>(view.data));
+    case DType::kInt8: return f(static_cast<int8_t*>(view.data));
+    case DType::kBool: return f(static_cast<bool*>(view.data));
+  }
+}
+
+// Calls f with a value of the type that logits of this dtype are stored in.
+template <class F>
+inline auto with_logit_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64: return f(double{});
+    case DType::kFloat16: return f(Float16{});
+    case DType::kBFloat16: return f(BFloat16{});
+    default: return f(float{});
+  }
+}
+
+// The same for class indices.
+template <class F>
+inline void with_typed_labels(const TensorView& view, const F& f) {
+  switch (view.dtype) {
+    case DType::kInt64: return f(static_cast<const int64_t*>(view.data));
+    case DType::kInt32: return f(static_cast<const int32_t*>(view.data));
+    case DType::kInt16: return f(static_cast<const int16_t*>(view.data));
+    default: return f(static_cast<const uint8_t*>(view.data));
+  }
+}
+
+template <class T>
+inline void copy_in(const Shape& shape, const TensorView& view, bool linear, int64_t begin,
+                    int64_t count, T* out) {
+  with_typed_data(view, [&](const auto* data) {
+    if (linear) return convert_in(data + begin, 1, count, out);
+    for_each_run(shape, begin, count, [&](const Run& run) {
+      convert_in(data + offset_of(shape, view, run.index), view.strides[shape.ndim - 1], run.length,
+                 out + run.offset_in_block);
+    });
+  });
+}
+
+template <class T>
+inline void copy_out(const Shape& shape, const TensorView& view, bool linear, int64_t begin,
+                     int64_t count, const T* source) {
+  with_typed_data(view, [&](auto* data) {
+    if (linear) return convert_out(source, count, data + begin, int64_t{1});
+    for_each_run(shape, begin, count, [&](const Run& run) {
+      convert_out(source + run.offset_in_block, run.length,
+                  data + offset_of(shape, view, run.index), view.strides[shape.ndim - 1]);
+    });
+  });
+}
+
+template <class T>
+inline constexpr DType kDTypeOf = DType::kFloat32;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::kFloat64;
+template <>
+inline constexpr DType kDTypeOf<Float16> = DType::kFloat16;
+template <>
+inline constexpr DType kDTypeOf<BFloat16> = DType::kBFloat16;
+
+// An input operand as blocks of T: where it lies already right, the pointer itself.
+template <class T>
+class BlockReader {
+ public:
+  BlockReader(const Shape& shape, const TensorView& view, T constant)
+      : shape_(shape), view_(view), constant_(constant) {
+    if (view.data == nullptr) {
+      kind_ = Kind::kConstant;
+    } else if (is_constant(shape, view)) {
+      kind_ = Kind::kConstant;
+      with_typed_data(view, [&](const auto* data) { constant_ = cast<T>(*data); });
+    } else {
+      linear_ = is_linear(shape, view);
+      kind_ = linear_ && view.dtype == kDTypeOf<T> ? Kind::kInPlace : Kind::kCopy;
+    }
+  }
+
+  bool constant() const { return kind_ == Kind::kConstant; }
+  T value() const { return constant_; }
+
+  // `buffer` (kBlock values) belongs to this operand for the whole task; `fresh` is true on the task's
+  // first block, or after someone wrote into the buffer.
+  const T* read(int64_t begin, int64_t count, T* buffer, bool fresh) const {
+    if (kind_ == Kind::kInPlace) return static_cast<const T*>(view_.data) + begin;
+    if (kind_ == Kind::kCopy) {
+      copy_in(shape_, view_, linear_, begin, count, buffer);
+    } else if (fresh) {
+      std::fill_n(buffer, kBlock, constant_);
+    }
+    return buffer;
+  }
+
+ private:
+  enum class Kind { kConstant, kInPlace, kCopy };
+  const Shape& shape_;
+  const TensorView view_;
+  T constant_;
+  Kind kind_;
+  bool linear_ = false;
+};
+
+// An output operand: compute into target(), then finish().
+template <class T>
+class BlockWriter {
+ public:
+  BlockWriter(const Shape& shape, const TensorView& view) : shape_(shape), view_(view) {
+    linear_ = is_linear(shape, view);
+    in_place_ = view.data != nullptr && linear_ && view.dtype == kDTypeOf<T>;
+  }
+  T* target(int64_t begin, T* buffer) const {
+    return in_place_ ? static_cast<T*>(view_.data) + begin : buffer;
+  }
+  void finish(int64_t begin, int64_t count, const T* buffer) const {
+    if (!in_place_ && view_.data != nullptr)
+      copy_out(shape_, view_, linear_, begin, count, buffer);
+  }
+
+ private:
+  const Shape& shape_;
+  const TensorView view_;
+  bool linear_, in_place_;
+};
+
+}  // namespace fusedloss::cpu

@@ -1,0 +1,147 @@
+"""The process-wide switches: which implementation runs, how gradients are scheduled, debug checks."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import _ops
+
+T = TypeVar("T")
+
+
+class _Setting(Generic[T]):
+    """A process-wide value. ``set`` returns an undo that also works as a context manager."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def set(self, value: T) -> _Restore[T]:
+        previous, self.value = self.value, value
+        return _Restore(self, previous)
+
+
+class _Restore(Generic[T]):
+    """Puts the earlier value of a switch back when its ``with`` block ends."""
+
+    def __init__(self, setting: _Setting[T], previous: T) -> None:
+        self._setting = setting
+        self._previous = previous
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._setting.value = self._previous
+
+
+_backend_setting: _Setting[str] = _Setting("auto")
+_schedule_setting: _Setting[str] = _Setting("auto")
+_debug_setting: _Setting[bool] = _Setting(False)
+
+
+def backend(name: str) -> _Restore[str]:
+    """Choose the implementation of every loss, for the whole process.
+
+    Args:
+        name: ``"native"`` (the compiled CPU and CUDA kernels), ``"reference"`` (eager PyTorch), or
+            ``"auto"`` (the default: native where the tensor's device has compiled kernels, else the
+            reference with one warning). ``"triton"`` is reserved and not part of this version.
+
+    Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: where the named implementation is not there.
+    """
+    if name == "triton":
+        raise RuntimeError("backend: the Triton kernels are not part of this version of fusedloss")
+    if name not in ("auto", "native", "reference"):
+        raise ValueError(
+            f"backend: got {name!r}, accepted are 'auto', 'native', 'triton' and 'reference'"
+        )
+    if name == "native" and _ops.library_path() is None:
+        raise RuntimeError("backend: the native library of fusedloss was not built")
+    return _backend_setting.set(name)
+
+
+def gradient_schedule(name: str) -> _Restore[str]:
+    """Choose when gradients are computed, for the whole process.
+
+    Args:
+        name: ``"recompute"`` (forward keeps nothing of the logits' size; backward reads the logits
+            again), ``"forward"`` (the gradient is written while the logits are hot; backward scales
+            it, and only where the scale is not 1), or ``"auto"`` (the default: forward on the CPU
+            except for float16, recompute elsewhere).
+
+    Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in ("auto", "recompute", "forward"):
+        raise ValueError(
+            f"gradient_schedule: got {name!r}, accepted are 'auto', 'recompute' and 'forward'"
+        )
+    return _schedule_setting.set(name)
+
+
+def debug(enabled: bool = True) -> _Restore[bool]:
+    """Turn checks on that cost a device synchronisation, for the whole process.
+
+    Without them an out-of-range label on a GPU gives its row a NaN loss; with them it raises the
+    ``IndexError`` that the CPU always raises.
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"debug: enabled must be a bool, got {type(enabled).__name__}")
+    return _debug_setting.set(enabled)
+
+
+def debugging() -> bool:
+    """Whether ``debug`` is on."""
+    return _debug_setting.value
+
+
+def gradient_in_forward(input: Tensor) -> bool:
+    """Whether the gradient of `input` is to be computed in the forward pass."""
+    if _schedule_setting.value == "auto":
+        return input.device.type == "cpu" and input.dtype != torch.float16
+    return _schedule_setting.value == "forward"
+
+
+def why_not_native(device_type: str) -> str | None:
+    """None where compiled kernels serve this device, else the reason in words."""
+    if _ops.library_path() is None:
+        return "the native library of fusedloss was not built"
+    if device_type == "cpu" or (device_type == "cuda" and _ops.has_cuda_kernels()):
+        return None
+    if device_type == "cuda":
+        return "this build of fusedloss holds no CUDA kernels"
+    return f"fusedloss has no kernels for {device_type} tensors"
+
+
+_warned: set[str] = set()
+
+
+def use_native(input: Tensor) -> bool:
+    """Whether the compiled kernels serve this call, by the setting and the tensor's device."""
+    if _backend_setting.value == "reference":
+        return False
+    reason = why_not_native(input.device.type)
+    if reason is None:
+        return True
+    if _backend_setting.value == "native":
+        raise RuntimeError(f"backend: 'native' was asked for, but {reason}")
+    if reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(f"{reason}; using the eager reference", RuntimeWarning, stacklevel=3)
+    return False

@@ -1,0 +1,142 @@
+"""Argument checks: each names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+LOGIT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+DENSE_DTYPES = (*LOGIT_DTYPES, *LABEL_DTYPES, torch.int8, torch.bool)
+MAX_DIMS = 12
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def tensor(
+    function: str, name: str, value: object, dtypes: tuple[torch.dtype, ...] = DENSE_DTYPES
+) -> Tensor:
+    """`value` as a strided tensor of one of `dtypes`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
+    if value.dtype not in dtypes:
+        raise TypeError(
+            f"{function}: {name} has dtype {_names((value.dtype,))}, accepted are {_names(dtypes)}"
+        )
+    return value
+
+
+def same_device(function: str, name: str, value: Tensor, input: Tensor) -> None:
+    """Every tensor must lie where the logits lie."""
+    if value.device != input.device:
+        raise ValueError(
+            f"{function}: {name} is on {value.device}, but input is on {input.device}"
+        )
+
+
+def logits(function: str, input: object) -> Tensor:
+    """The first argument of every loss."""
+    value = tensor(function, "input", input, LOGIT_DTYPES)
+    if value.dim() > MAX_DIMS:
+        raise ValueError(
+            f"{function}: input has {value.dim()} dimensions, accepted are at most {MAX_DIMS}"
+        )
+    return value
+
+
+def number(
+    function: str,
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    finite: bool = True,
+) -> float:
+    """`value` as a float within [low, high] (or (low, high] with `open_low`)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+    result = float(value)
+    inside = low < result <= high if open_low else low <= result <= high
+    if not inside or (finite and math.isinf(result)):
+        bound = f"> {low:g}" if open_low else f">= {low:g}"
+        upper = "" if math.isinf(high) else f" and <= {high:g}"
+        accepted = "finite numbers" if math.isinf(low) else f"finite numbers {bound}{upper}"
+        raise ValueError(f"{function}: {name} is {result:g}, accepted are {accepted}")
+    return result
+
+
+def integer(function: str, name: str, value: object) -> int:
+    """`value` as an int (bools refused)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    return value
+
+
+def reduction(function: str, value: object) -> str:
+    """One of the three reductions."""
+    if value not in ("none", "mean", "sum"):
+        raise ValueError(
+            f"{function}: reduction is {value!r}, accepted are 'none', 'mean' and 'sum'"
+        )
+    return str(value)
+
+
+def broadcastable(function: str, name: str, value: Tensor, input: Tensor) -> None:
+    """`value` must broadcast to the input's shape without enlarging it."""
+    offset = input.dim() - value.dim()
+    fits = offset >= 0 and all(
+        size in (1, input.size(offset + d)) for d, size in enumerate(value.shape)
+    )
+    if not fits:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, which does not broadcast to "
+            f"input's {tuple(input.shape)}"
+        )
+
+
+def per_class(function: str, name: str, value: Tensor, input: Tensor) -> None:
+    """`value` holds one number for each entry of the input's last dimension."""
+    classes = input.size(-1) if input.dim() else 1
+    if value.dim() > 1 or (value.dim() == 1 and value.numel() not in (1, classes)):
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, accepted are a number and "
+            f"({classes},), one for each entry of input's last dimension"
+        )
+
+
+def elementwise_or_index_target(function: str, input: Tensor, target: object) -> Tensor:
+    """A target of the input's shape, or class indices over its last dimension."""
+    value = tensor(function, "target", target)
+    same_device(function, "target", value, input)
+    if value.shape == input.shape:
+        return value
+    if input.dim() > 0 and value.shape == input.shape[:-1]:
+        return tensor(function, "target (class indices)", value, LABEL_DTYPES)
+    rows = f" or, as class indices, {tuple(input.shape[:-1])}" if input.dim() else ""
+    raise ValueError(
+        f"{function}: target has shape {tuple(value.shape)}, accepted are {tuple(input.shape)}{rows}"
+    )
+
+
+def first_bad_label(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
+    """The first label outside [-1, num_classes] that is not ignored. Synchronises with the device."""
+    bad = ((target < -1) | (target > num_classes)) & (target != ignore_index)
+    found = target[bad]
+    return int(found[0]) if found.numel() else None
+
+
+def background_label_error(function: str, label: int, num_classes: int) -> IndexError:
+    """The error for a class index out of range where background has labels of its own."""
+    return IndexError(
+        f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
+        f"0 to {num_classes - 1}, {num_classes} or -1 for background, and ignore_index"
+    )

@@ -1,0 +1,83 @@
+"""The native library: loading it, its operators, and what they return for fake tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NONE, SUM, MEAN = 0, 1, 2
+REDUCTIONS = {"none": NONE, "sum": SUM, "mean": MEAN}
+
+_library = next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
+if _library is not None:
+    torch.ops.load_library(str(_library))
+
+ops: Any = torch.ops.fusedloss
+
+
+def library_path() -> Path | None:
+    """The shared library in use, or None where it was not built."""
+    return _library
+
+
+def has_cuda_kernels() -> bool:
+    """Whether the library holds CUDA kernels (not whether there is a GPU)."""
+    return _library is not None and build_facts()["cuda"]
+
+
+def build_facts() -> dict[str, Any]:
+    """How the native library was built and which CPU level it runs at."""
+    facts: dict[str, Any] = json.loads(ops.build_facts())
+    return facts
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of results: float32 for half logits, else the logits' own."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_sigmoid_focal_fwd(
+    input: Tensor,
+    target: Tensor,
+    alpha: Tensor | None,
+    weight: Tensor | None,
+    normalizer: Tensor | None,
+    alpha_value: float,
+    gamma: float,
+    ignore_index: int,
+    label_smoothing: float,
+    normalizer_value: float,
+    reduction: int,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulator_dtype(input.dtype)
+    loss = torch.empty_like(input, dtype=dtype)
+    if reduction != NONE:
+        loss = input.new_empty((), dtype=dtype)
+    grad = torch.empty_like(input) if with_grad else input.new_empty(0)
+    return loss, input.new_empty((), dtype=dtype), grad
+
+
+def _fake_sigmoid_focal_bwd(
+    grad_output: Tensor, scale: Tensor, input: Tensor, *_: object
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _fake_scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(grad)
+
+
+def _fake_scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> None:
+    return None
+
+
+if _library is not None:
+    torch.library.register_fake("fusedloss::sigmoid_focal_fwd")(_fake_sigmoid_focal_fwd)
+    torch.library.register_fake("fusedloss::sigmoid_focal_bwd")(_fake_sigmoid_focal_bwd)
+    torch.library.register_fake("fusedloss::scale_gradient")(_fake_scale_gradient)
+    torch.library.register_fake("fusedloss::scale_gradient_")(_fake_scale_gradient_)

@@ -1,0 +1,34 @@
+"""The command line: ``python -m fusedloss info | bench | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ._config import show_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; arguments after ``bench`` and ``demo`` go to them. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fusedloss", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, backends, CPU level, threads")
+    for name, text in (("bench", "time fusedloss against eager"), ("demo", "train with it")):
+        commands.add_parser(name, help=text, add_help=False)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "demo":
+        from .demo import main as demo
+
+        return demo(rest)
+    if arguments.command == "bench":
+        from .benchmarks.run import main as bench
+
+        return bench(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    print(show_config())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The losses as functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backend, _checks, _ops, reference
+from ._autograd import FocalArguments, SigmoidFocal
+
+__all__ = ["sigmoid_focal_loss"]
+
+
+def _differentiates(*values: object) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float | Tensor | None = 0.25,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Sigmoid focal loss, the loss of dense detectors.
+
+    .. math::
+        L = w \, \alpha_t \, (1 - p_t)^\gamma \, \mathrm{BCE}(x, t), \qquad p = \sigma(x), \quad
+        p_t = p t + (1 - p)(1 - t), \quad \alpha_t = \alpha t + (1 - \alpha)(1 - t)
+
+    Args:
+        input: logits ``[..., C]``, float32, float64, float16 or bfloat16, any strides.
+        target: either of the input's shape (bool, integer or float; soft values in [0, 1] are
+            allowed and not checked), or class indices of shape ``input.shape[:-1]`` (int64, int32,
+            int16, uint8), where ``C`` or ``-1`` means background. No one-hot tensor is built.
+        alpha: weight of positive targets in [0, 1]; a tensor ``[C]`` gives one for each entry of the
+            last dimension; None or a negative number turns the balancing off.
+        gamma: focusing exponent, any number >= 0.
+        weight: factor of the loss, broadcastable to the input.
+        ignore_index: class indices equal to it drop their row, targets of the input's shape equal to
+            it drop their element: no loss, no gradient, not counted in the mean.
+        label_smoothing: e in [0, 1]; the target becomes ``t (1 - e) + e / 2``.
+        normalizer: number > 0 or tensor of one element that the ``"mean"`` divides by instead of the
+            number of elements that are not ignored, for example the number of positive anchors. Read
+            on the device. No effect on ``"sum"`` and ``"none"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. A mean over nothing is 0 with zero gradient.
+
+    Returns:
+        The loss: a scalar, or the input's shape for ``"none"``; float32 for half logits, else the
+        input's dtype. First derivatives come from the fused kernels, second ones from the eager
+        reference. So does everything where another argument than the input requires a gradient.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or range, by name.
+        IndexError: a class index outside [-1, C] on the CPU. On a GPU its row's loss is NaN, unless
+            ``fusedloss.debug(True)`` is on.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017 (arXiv:1708.02002).
+    """
+    name = "sigmoid_focal_loss"
+    input = _checks.logits(name, input)
+    target = _checks.elementwise_or_index_target(name, input, target)
+    for side_name, side in (("alpha", alpha), ("weight", weight), ("normalizer", normalizer)):
+        if isinstance(side, Tensor):
+            _checks.tensor(name, side_name, side)
+    if isinstance(alpha, Tensor):
+        _checks.same_device(name, "alpha", alpha, input)
+        _checks.per_class(name, "alpha", alpha, input)
+    elif alpha is not None:
+        alpha = _checks.number(name, "alpha", alpha, high=1.0, finite=False)
+    gamma = _checks.number(name, "gamma", gamma, low=0.0)
+    if weight is not None:
+        weight = _checks.tensor(name, "weight", weight)
+        _checks.same_device(name, "weight", weight, input)
+        _checks.broadcastable(name, "weight", weight, input)
+    ignore_index = _checks.integer(name, "ignore_index", ignore_index)
+    label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != 1:
+            raise ValueError(
+                f"{name}: normalizer has shape {tuple(normalizer.shape)}, accepted are one element"
+            )
+    elif normalizer is not None:
+        normalizer = _checks.number(name, "normalizer", normalizer, low=0.0, open_low=True)
+    reduction = _checks.reduction(name, reduction)
+    return _sigmoid_focal(
+        input, target, alpha, gamma, weight, ignore_index, label_smoothing, normalizer, reduction
+    )
+
+
+def _sigmoid_focal(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor | None,
+    gamma: float,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    normalizer: float | Tensor | None,
+    reduction: str,
+) -> Tensor:
+    indexed = target.dim() != input.dim()
+    if _backend.debugging() and indexed and input.device.type != "cpu":
+        label = _checks.first_bad_label(target, input.size(-1), ignore_index)
+        if label is not None:
+            raise _checks.background_label_error("sigmoid_focal_loss", label, input.size(-1))
+    if isinstance(normalizer, Tensor):
+        dtype = _ops.accumulator_dtype(input.dtype)
+        normalizer = normalizer.reshape(()).to(device=input.device, dtype=dtype)
+    if _differentiates(target, alpha, weight, normalizer) or not _backend.use_native(input):
+        return reference.sigmoid_focal_loss(
+            input,
+            target,
+            alpha=alpha,
+            gamma=gamma,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            normalizer=normalizer,
+            reduction=reduction,
+        )
+    arguments = FocalArguments(
+        alpha=-1.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
+        gamma=gamma,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        normalizer=normalizer if isinstance(normalizer, float) else 0.0,
+        reduction=_ops.REDUCTIONS[reduction],
+    )
+    with_grad = _differentiates(input) and _backend.gradient_in_forward(input)
+    loss: Tensor = SigmoidFocal.apply(
+        input,
+        target,
+        alpha if isinstance(alpha, Tensor) else None,
+        weight,
+        normalizer if isinstance(normalizer, Tensor) else None,
+        arguments,
+        with_grad,
+    )[0]
+    return loss

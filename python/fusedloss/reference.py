@@ -1,0 +1,91 @@
+"""The losses in eager PyTorch: written for clarity, differentiable to any order.
+
+They define what the kernels must return, serve devices that have no kernels, and compute second
+derivatives and gradients of arguments other than the logits. Half logits are computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from . import _checks
+
+
+def _arithmetic(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _reduce(
+    loss: Tensor, valid: Tensor, reduction: str, normalizer: Tensor | float | None
+) -> Tensor:
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    count = valid.sum()
+    if normalizer is None:
+        return total / count.clamp(min=1)
+    return torch.where(count > 0, total / normalizer, torch.zeros_like(total))
+
+
+def _one_hot(
+    input: Tensor, target: Tensor, ignore_index: int, function: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class indices (C or -1: background) as 0/1 targets, valid rows, and out-of-range rows."""
+    classes = input.size(-1)
+    valid = target != ignore_index
+    bad = ((target < -1) | (target > classes)) & valid
+    if not torch.compiler.is_compiling() and input.device.type == "cpu" and bool(bad.any()):
+        raise _checks.background_label_error(function, int(target[bad][0]), classes)
+    hot = target.unsqueeze(-1) == torch.arange(classes, device=input.device)
+    return hot, valid.unsqueeze(-1).expand_as(input), bad.unsqueeze(-1)
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float | Tensor | None = 0.25,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    normalizer: float | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Sigmoid focal loss; see :func:`fusedloss.sigmoid_focal_loss`."""
+    x = _arithmetic(input)
+    bad = None
+    if target.dim() == input.dim():
+        valid = target != ignore_index
+        t = target.to(x.dtype)
+    else:
+        hot, valid, bad = _one_hot(input, target, ignore_index, "sigmoid_focal_loss")
+        t = hot.to(x.dtype)
+    x = torch.where(valid, x, 0.0)
+    t = torch.where(valid, t, 0.0)
+    if label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / 2
+
+    log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+    ce = -(t * log_p + (1 - t) * log_not_p)
+    if gamma == int(gamma):
+        focus = (torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t) ** int(gamma)
+    else:  # from log q, whose derivatives stay finite where q vanishes
+        tiny = torch.finfo(x.dtype).tiny
+        log_t, log_not_t = t.clamp(min=tiny).log(), (1 - t).clamp(min=tiny).log()
+        terms = torch.stack((log_p + log_not_t, log_not_p + log_t))
+        focus = torch.exp(gamma * torch.logsumexp(terms, dim=0))
+    loss = focus * ce
+    if alpha is not None:
+        a = torch.as_tensor(alpha, dtype=x.dtype, device=x.device)
+        loss = loss * torch.where(a < 0, 1.0, a * t + (1 - a) * (1 - t))
+    if weight is not None:
+        loss = loss * weight.to(x.dtype)
+    if bad is not None:
+        loss = torch.where(bad, torch.nan, loss)
+    loss = torch.where(valid, loss, 0.0)
+    return _reduce(loss, valid, reduction, normalizer)
