@@ -15,6 +15,8 @@ namespace {
 template <class Context>
 void scale_into(const Tensor& grad, const Tensor& grad_output, const Tensor& scale,
                 const Tensor& out) {
+  STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(grad),
+                  "scale_gradient: grad_output has not the dtype of the loss");
   const Context context(grad);
   ScaleCall call{};
   call.shape = shape_of(grad);

@@ -72,11 +72,17 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_focal_fwd(
   Tensor loss = none ? empty_as(input, result)
                      : torch::stable::new_empty(input, {}, result);
   Tensor scale = torch::stable::new_empty(input, {}, result);
+  Tensor workspace;
   if (with_grad) call.grad = view_of(grad, call.shape);
   // A float16 gradient divided by millions would vanish before a loss scale can lift it.
   call.prescale = with_grad && input.scalar_type() != ScalarType::Half;
   call.loss = none ? view_of(loss, call.shape) : view_of(loss, Shape{});
   call.scale = scale.data_ptr();
+  const int64_t workspace_bytes = pointwise_workspace_bytes(call, context.executor());
+  if (workspace_bytes > 0) {
+    workspace = torch::stable::new_empty(input, {workspace_bytes}, ScalarType::Byte);
+    call.workspace = workspace.data_ptr();
+  }
   throw_if_bad(launch_sigmoid_focal_fwd(call, args.options(), context.executor()),
                call.num_classes);
   return {loss, scale, grad};
@@ -87,6 +93,8 @@ Tensor sigmoid_focal_bwd(Tensor grad_output, Tensor scale, Tensor input, Tensor 
                          std::optional<Tensor> alpha, std::optional<Tensor> weight,
                          double alpha_value, double gamma, int64_t ignore_index,
                          double label_smoothing) {
+  STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(input),
+                  "sigmoid_focal_bwd: grad_output has not the dtype of the loss");
   const Arguments args{input, target,       alpha,           weight, std::nullopt, alpha_value,
                        gamma, ignore_index, label_smoothing, 0.0,    0};
   PointwiseCall call = make_call(args);

@@ -26,7 +26,7 @@ struct Shape {
   int class_dim;
   int64_t sizes[kMaxDims];
 
-  int64_t numel() const {
+  FUSEDLOSS_HD int64_t numel() const {
     int64_t n = 1;
     for (int d = 0; d < ndim; ++d) n *= sizes[d];
     return n;

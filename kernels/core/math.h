@@ -5,6 +5,8 @@
 // domain and listed in docs/numerics.md. Coefficients are minimax fits in fp64 (Remez exchange),
 // rounded to float. double: the C library, for tests and double-precision users.
 //
+// On a GPU exp, log and the reciprocal are CUDA's own (1 to 2 ulp), which use the special-function unit.
+//
 // NaN propagates through every function. Selections are written `condition ? a : b` on plain values,
 // which compilers turn into blends.
 #pragma once
@@ -33,6 +35,9 @@ FUSEDLOSS_HD To bit_cast(From from) {
 
 // e^x. Overflows to +inf where the true value does; results below 1.7e-38 (x < -86.98) are 0.
 FUSEDLOSS_HD float exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
   constexpr float kLog2E = 1.44269504f, kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const float bounded = x > 89.0f ? 89.0f : x;
@@ -48,6 +53,7 @@ FUSEDLOSS_HD float exp(float x) {
   p = (p * r) * r + (2.0f * r + 2.0f);
   const uint32_t exponent = (bit_cast<uint32_t>(shifted) << 23) + (126u << 23);  // 2^(n-1)
   return x < -86.98f ? 0.0f : p * bit_cast<float>(exponent);
+#endif
 }
 
 // log(1 + x) for x in [0, 1]: what softplus and log-sum-exp of two terms need.
@@ -67,6 +73,9 @@ FUSEDLOSS_HD float log1p_unit(float x) {
 
 // log(x). Subnormal x included; log(0) = -inf, log(negative) = NaN, log(+inf) = +inf.
 FUSEDLOSS_HD float log(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::logf(x);
+#else
   constexpr float kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
   const bool subnormal = x < std::numeric_limits<float>::min();
   const float normal = subnormal ? x * 8388608.0f : x;
@@ -90,7 +99,18 @@ FUSEDLOSS_HD float log(float x) {
   const float positive = x < infinity ? value : x;  // +inf and NaN return themselves
   const float zero = x == 0.0f ? -infinity : positive;
   return x < 0.0f ? std::numeric_limits<float>::quiet_NaN() : zero;
+#endif
 }
+
+// 1 / x for x in [2^-126, 2^126].
+FUSEDLOSS_HD float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+FUSEDLOSS_HD double reciprocal(double x) { return 1.0 / x; }
 
 FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
 FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
@@ -130,7 +150,7 @@ FUSEDLOSS_HD Logistic<T> logistic(T x) {
   out.magnitude = abs(x);
   const T cut = Saturation<T>::kLogit;
   out.small = exp(-(out.magnitude > cut ? cut : out.magnitude));
-  out.large = T(1) / (T(1) + out.small);
+  out.large = reciprocal(T(1) + out.small);
   out.log_large = log1p_unit(out.small);
   return out;
 }
@@ -175,7 +195,25 @@ struct RealPower {
   T gamma;
   FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
     const T value = exp(gamma * log(q));
-    return {value, gamma * value / q};
+    return {value, gamma * value * reciprocal(q)};
+  }
+};
+
+// Any exponent, the integers up to 3 by multiplication. The choice is the same for all elements, so on a
+// GPU the branch costs next to nothing and one kernel serves every exponent.
+template <class T>
+struct SwitchedPower {
+  T gamma;
+  bool small_integer;
+
+  explicit SwitchedPower(double exponent)
+      : gamma(static_cast<T>(exponent)),
+        small_integer(exponent == 0.0 || exponent == 1.0 || exponent == 2.0 || exponent == 3.0) {}
+
+  FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
+    if (!small_integer) return RealPower<T>{gamma}(q);
+    const T lower = (gamma > T(1) ? q : T(1)) * (gamma > T(2) ? q : T(1));
+    return {gamma > T(0) ? lower * q : T(1), gamma * lower};
   }
 };
 

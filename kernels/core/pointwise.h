@@ -19,6 +19,9 @@ struct ValueGrad {
   T loss, grad;
 };
 
+// What one walk over the elements computes.
+enum class Pass { kLoss, kLossAndGrad, kGrad };
+
 enum class Reduction : int32_t { kNone, kSum, kMean };
 
 // One call. All views share `shape`, the logits' own. Absent side inputs have data == nullptr and take
@@ -35,13 +38,30 @@ struct PointwiseCall {
   const void* normalizer;  // divisor of the mean: one accumulator-typed number where the logits live,
   double normalizer_value;  // or, where that is nullptr, this number if positive, else the valid count
   void* scale;  // one accumulator-typed number: forward writes what backward has still to multiply by
+  void* workspace;  // pointwise_workspace_bytes() bytes where the logits live
   double side_value;
   int64_t ignore_index;
   int64_t num_classes;
   bool indexed;   // targets are class indices
   bool prescale;  // the gradient written in forward already carries 1/divisor of the mean
   Reduction reduction;
+
+  DType accumulator() const {
+    return logits.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  }
 };
+
+// Brings a call into the form that the engines walk.
+inline void simplify_call(PointwiseCall& call) {
+  TensorView* views[] = {&call.logits, &call.target,      &call.side, &call.weight,
+                         &call.grad,   &call.grad_output, &call.loss};
+  simplify(call.shape, views, 7);
+}
+
+// A label's meaning: one of the classes, background (-1 or num_classes), or an error.
+FUSEDLOSS_HD bool is_bad_label(int64_t label, int64_t num_classes) {
+  return label < -1 || label > num_classes;
+}
 
 FUSEDLOSS_HD bool has_normalizer(const PointwiseCall& call) {
   return call.normalizer != nullptr || call.normalizer_value > 0.0;

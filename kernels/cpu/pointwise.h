@@ -12,8 +12,6 @@
 
 namespace fusedloss::cpu {
 
-enum class Pass { kLoss, kLossAndGrad, kGrad };
-
 // The hot loop: logits and gradients of type X, arithmetic in T.
 template <Pass kPass, class X, class T, class Loss>
 FUSEDLOSS_CPU_LEVELS void evaluate_block(const Loss loss, const X* __restrict logit,
@@ -142,7 +140,7 @@ class PointwiseReader {
     const int64_t at = row_start + label;
     if (label >= 0 && label < call_.num_classes) {
       if (at >= begin && at < begin + length) buffers.target[at] = T(1);
-    } else if ((label < -1 || label > call_.num_classes) && !report.bad_label) {
+    } else if (is_bad_label(label, call_.num_classes) && !report.bad_label) {
       report = {true, label};
     }
   }
@@ -185,12 +183,6 @@ TaskTotals run_task(const PointwiseCall& call, const Loss& loss, const Pointwise
     if (kPass != Pass::kLoss) grad_writer.finish(at, count, grads);
   }
   return totals;
-}
-
-inline void simplify_call(PointwiseCall& call) {
-  TensorView* views[] = {&call.logits, &call.target,      &call.side, &call.weight,
-                         &call.grad,   &call.grad_output, &call.loss};
-  simplify(call.shape, views, 7);
 }
 
 // Elements whose label is not ignored: read from the labels alone, before the logits are touched.

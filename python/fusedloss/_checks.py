@@ -129,6 +129,7 @@ def elementwise_or_index_target(function: str, input: Tensor, target: object) ->
 
 def first_bad_label(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
     """The first label outside [-1, num_classes] that is not ignored. Synchronises with the device."""
+    target = target.long()
     bad = ((target < -1) | (target > num_classes)) & (target != ignore_index)
     found = target[bad]
     return int(found[0]) if found.numel() else None

@@ -134,6 +134,9 @@ def _sigmoid_focal(
         normalizer=normalizer if isinstance(normalizer, float) else 0.0,
         reduction=_ops.REDUCTIONS[reduction],
     )
+    # A weight of the arithmetic's own dtype takes the fastest path on a GPU; per-class ones are tiny.
+    if isinstance(alpha, Tensor):
+        alpha = alpha.to(_ops.accumulator_dtype(input.dtype))
     with_grad = _differentiates(input) and _backend.gradient_in_forward(input)
     loss: Tensor = SigmoidFocal.apply(
         input,

@@ -58,6 +58,8 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Sigmoid focal loss; see :func:`fusedloss.sigmoid_focal_loss`."""
     x = _arithmetic(input)
+    if not target.is_floating_point():
+        target = target.long()  # a uint8 label must not be compared with a negative number as uint8
     bad = None
     if target.dim() == input.dim():
         valid = target != ignore_index

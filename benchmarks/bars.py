@@ -1,0 +1,128 @@
+"""The performance bars as data, and their evaluation against the figures of one run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .machine import BUSY_CORES
+from .results import CaseResult
+
+Measure = Literal["times_faster_than", "in_units_of", "peak_over_logits", "time_over_case"]
+Status = Literal["PASS", "FAIL", "NOT RUN"]
+
+SUBJECT = "fusedloss"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar for every case whose name matches the glob `cases`, on the CPU with warm malloc.
+
+    - `times_faster_than`: time of contender `against` over fusedloss's, at least `limit`
+    - `in_units_of`: fusedloss's time over that of contender `against`, at most `limit`
+    - `peak_over_logits`: peak bytes above the inputs over the logits' bytes, at most `limit`
+    - `time_over_case`: fusedloss's time over its time in another case, at most `limit`;
+      that case's name is this one's after `against` = "old>new" is replaced
+    """
+
+    cases: str
+    measure: Measure
+    limit: float
+    against: str = ""
+
+    def describe(self, case: str) -> str:
+        """The bar in words, for one case."""
+        if self.measure == "times_faster_than":
+            return f"{case}: at least {self.limit:g}x faster than {self.against}"
+        if self.measure == "in_units_of":
+            return f"{case}: at most {self.limit:g} {self.against}()s of the logits"
+        if self.measure == "peak_over_logits":
+            return f"{case}: peak above the inputs at most {self.limit:g}x the logits"
+        return f"{case}: at most {self.limit:g}x the time of {other_case(case, self.against)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar applied to one case. `measured` is None where the run lacks a figure.
+
+    `note` says why the figure cannot be trusted: load can make a bar pass as well as fail.
+    """
+
+    bar: str
+    status: Status
+    measured: float | None
+    limit: float
+    note: str = ""
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        if self.measured is None:
+            return f"{self.status:8}{self.bar}: no figure in this run"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.status:8}{self.bar}: measured {self.measured:.4g}{note}"
+
+
+# fmt: off
+BARS: tuple[Bar, ...] = (
+    Bar("retinanet-*-fp32", "times_faster_than", 10.0, "eager"),
+    Bar("retinanet-*-fp32", "times_faster_than", 4.0, "compile"),
+    Bar("retinanet-*-bf16", "time_over_case", 1.0, "bf16>fp32"),
+    Bar("retinanet-*-fp32", "in_units_of", 4.0, "clone"),
+    Bar("retinanet-*-bf16", "in_units_of", 8.0, "clone"),
+    Bar("retinanet-*", "peak_over_logits", 1.05),
+    Bar("small-*", "times_faster_than", 1.0, "eager"),
+)
+# fmt: on
+
+
+def other_case(case: str, replacement: str) -> str:
+    """`case` with "old>new" applied: retinanet-index-bf16, bf16>fp32 -> retinanet-index-fp32."""
+    old, new = replacement.split(">")
+    return case.replace(old, new)
+
+
+def _note(bar: Bar, result: CaseResult) -> str:
+    foreign = result.foreign_cores or 0.0
+    if bar.measure == "peak_over_logits" or foreign <= BUSY_CORES:
+        return ""
+    return f"UNSAFE, other processes used {foreign:.2f} cores"
+
+
+def _figure(bar: Bar, result: CaseResult, others: dict[str, CaseResult]) -> float | None:
+    if bar.measure == "times_faster_than":
+        return result.ratio(bar.against, SUBJECT)
+    if bar.measure == "in_units_of":
+        return result.ratio(SUBJECT, bar.against)
+    if bar.measure == "peak_over_logits":
+        return result.peak_over_logits(SUBJECT)
+    other = others.get(other_case(result.case, bar.against))
+    mine = result.train_ms(SUBJECT)
+    theirs = None if other is None else other.train_ms(SUBJECT)
+    return None if mine is None or not theirs else mine / theirs
+
+
+def evaluate(results: Sequence[CaseResult], bars: Sequence[Bar] = BARS) -> list[Verdict]:
+    """Each bar on each CPU case it covers, and one NOT RUN for a bar without any case."""
+    by_name = {result.case: result for result in results if result.device == "cpu"}
+    verdicts = []
+    for bar in bars:
+        covered = [r for name, r in by_name.items() if fnmatch.fnmatch(name, bar.cases)]
+        if not covered:
+            verdicts.append(Verdict(bar.describe(bar.cases), "NOT RUN", None, bar.limit))
+        for result in covered:
+            figure = _figure(bar, result, by_name)
+            at_least = bar.measure == "times_faster_than"
+            status: Status = "NOT RUN"
+            if figure is not None:
+                good = figure >= bar.limit if at_least else figure <= bar.limit
+                status = "PASS" if good else "FAIL"
+            words, note = bar.describe(result.case), _note(bar, result)
+            verdicts.append(Verdict(words, status, figure, bar.limit, note))
+    return verdicts
+
+
+def failed(verdicts: Sequence[Verdict]) -> bool:
+    """Whether a bar failed, or nothing at all was checked, which proves nothing."""
+    return any(v.status == "FAIL" for v in verdicts) or all(v.status == "NOT RUN" for v in verdicts)

@@ -1,0 +1,181 @@
+"""The chart of a run: speed-up over eager, time in clones, memory, and time against size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .machine import BUSY_CORES
+from .report import Report
+from .results import CaseResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "eager": "#8c8c8c",
+    "compile": "#e08214",
+    "torchvision": "#6a8fc1",
+    "fusedloss": "#1b7f4d",
+    "clone": "#333333",
+}
+OTHER_COLOUR = "#a56bb5"
+
+Figure = Callable[[CaseResult, str], float | None]
+
+
+def _colour(contender: str) -> str:
+    return COLOURS.get(contender, OTHER_COLOUR)
+
+
+def _contenders(cases: Sequence[CaseResult], leave_out: Sequence[str] = ()) -> list[str]:
+    found = {name: None for case in cases for name in case.contenders if name not in leave_out}
+    return sorted(found, key=lambda name: list(COLOURS).index(name) if name in COLOURS else 2.5)
+
+
+def _bars(
+    axes: Axes,
+    cases: Sequence[CaseResult],
+    figure: Figure,
+    *,
+    title: str,
+    line: str,
+    leave_out: Sequence[str],
+    logarithmic: bool = True,
+) -> None:
+    """Horizontal bars, one group a case, one bar a contender, the figure written at its end.
+
+    On a logarithmic axis a bar starts at 1, the value it is compared with.
+    """
+    from matplotlib.ticker import LogLocator
+
+    names = _contenders(cases, leave_out)
+    height = 0.8 / max(1, len(names))
+    largest = smallest = 1.0
+    for row, case in enumerate(cases):
+        for place, name in enumerate(names):
+            value = figure(case, name)
+            if value is None or value <= 0:
+                continue
+            largest, smallest = max(largest, value), min(smallest, value)
+            y = row + (place - (len(names) - 1) / 2) * height
+            first = row == next(i for i, c in enumerate(cases) if name in c.contenders)
+            label = name if first else None
+            left = 1.0 if logarithmic else 0.0
+            axes.barh(y, value - left, height * 0.92, left, color=_colour(name), label=label)
+            axes.annotate(
+                f"{value:.3g}x", (max(value, left), y), (3, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+    axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle="--")
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_xlim(smallest * 0.7, largest * 1.8)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    else:
+        axes.set_xlim(0.0, largest * 1.12)
+    axes.set_yticks(range(len(cases)), [case.case for case in cases])
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(line, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scaling(axes: Axes, cases: Sequence[CaseResult]) -> None:
+    """Time of forward + backward against the number of logits, both axes logarithmic."""
+    ordered = sorted(cases, key=lambda case: case.elements)
+    for name in _contenders(cases):
+        points = [
+            (case.elements, time) for case in ordered if (time := case.train_ms(name)) is not None
+        ]
+        style = "--" if name == "clone" else "-"
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(x, y, style, marker="o", markersize=4, color=_colour(name), label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title("Time against size, fp32", loc="left", fontsize=11)
+    axes.set_xlabel("logits", fontsize=9)
+    axes.set_ylabel("forward + backward, ms", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], None]]]:
+    """Panels that have something to show, each with the number of its rows."""
+    large = [case for case in cases if case.series == "large"] or list(cases)
+    compared = [case for case in cases if case.series != "scaling"] or list(cases)
+    scaling = [case for case in cases if case.series == "scaling"]
+
+    def speed(axes: Axes) -> None:
+        _bars(
+            axes, compared, lambda case, name: case.ratio("eager", name),
+            title="Speed-up over eager, forward + backward",
+            line="times faster than eager (right of the dashed line is faster)",
+            leave_out=("clone", "eager"),
+        )  # fmt: skip
+
+    def clones(axes: Axes) -> None:
+        _bars(
+            axes, large, lambda case, name: case.ratio(name, "clone"),
+            title="Time in clones of the logits",
+            line="time over logits.clone() (less is better)",
+            leave_out=("clone",),
+        )  # fmt: skip
+
+    def memory(axes: Axes) -> None:
+        _bars(
+            axes, large, lambda case, name: case.peak_over_logits(name),
+            title="Peak memory above the inputs, gradient included",
+            line="bytes over those of the logits (less is better)",
+            leave_out=("clone",), logarithmic=False,
+        )  # fmt: skip
+
+    panels: list[tuple[int, Callable[[Axes], None]]] = [
+        (len(compared), speed),
+        (len(large), clones),
+        (len(large), memory),
+    ]
+    if len(scaling) > 1:
+        panels.append((4, lambda axes: _scaling(axes, scaling)))
+    return panels
+
+
+def draw(report: Report, path: Path) -> bool:
+    """Writes the PNG; False where matplotlib is not installed or nothing was measured."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        return False
+    if not report.cases:
+        return False
+    panels = _panels(report.cases)
+    columns = 2 if len(panels) > 3 else len(panels)
+    lines = -(-len(panels) // columns)
+    strips = [panels[columns * i : columns * (i + 1)] for i in range(lines)]
+    heights = [max(3.5, *(0.8 * rows for rows, _ in strip)) for strip in strips]
+    canvas = Canvas(figsize=(8 * columns, sum(heights) + 1.4), layout="constrained")
+    FigureCanvasAgg(canvas)
+    grid = canvas.add_gridspec(lines, columns, height_ratios=heights)
+    bars: list[Axes] = []
+    for number, (_, paint) in enumerate(panels):
+        axes = canvas.add_subplot(grid[number // columns, number % columns])
+        paint(axes)
+        bars.append(axes)
+    handles, labels = bars[1].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    machine = report.machine
+    busy = any((case.foreign_cores or 0.0) > BUSY_CORES for case in report.cases)
+    unsafe = "\nUNSAFE: other processes were running" if busy else ""
+    canvas.suptitle(
+        f"fusedloss {machine.get('fusedloss', '')} on {machine.get('processor', '')},"
+        f" {machine.get('threads', '?')} threads, torch {machine.get('torch', '')},"
+        f" {machine.get('date', '')}{unsafe}",
+        x=0.01, ha="left", fontsize=12,
+    )  # fmt: skip
+    canvas.savefig(path, dpi=120)
+    return True

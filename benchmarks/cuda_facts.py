@@ -1,0 +1,125 @@
+"""What is known of the CUDA kernels where no GPU can time them: counts and compiler figures.
+
+The figures come from outside this package, since the emulator is part of the tests: a JSON file
+(`--cuda-facts FILE`), or `kernel_facts()` of the first of `PROVIDERS` that imports. Either gives a
+list of dicts; a dict with `bytes_moved` is one emulated pass, one with `registers` is one compiled
+kernel, and unknown keys are ignored:
+
+    {"kernel": "focal", "workload": "1024x80 index fp32", "pass": "forward", "launches": 2,
+     "bytes_moved": 655764, "bytes_minimum": 655360, "full_sectors": 1.0}
+    {"kernel": "focal_fwd<float>", "arch": "sm_90", "registers": 40, "spill_bytes": 0,
+     "shared_bytes": 128, "occupancy": 1.0}
+
+`bytes_minimum` is the least that the gradient schedule can move, `full_sectors` the share of
+32-byte sectors used whole, `occupancy` the share of an SM's warps. Nothing here is a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .bars import Verdict
+
+Row = Mapping[str, Any]
+
+PROVIDERS = ("fusedloss._cuda_facts",)
+NOT_TIMED = "not timed here"
+
+
+@dataclass(frozen=True)
+class FactBar:
+    """A limit on one figure of every row that has it: at most, or at least with `least`."""
+
+    figure: str
+    limit: float
+    least: bool = False
+
+
+FACT_BARS: tuple[FactBar, ...] = (
+    FactBar("traffic", 1.02),
+    FactBar("full_sectors", 1.0, least=True),
+    FactBar("launches", 2),
+    FactBar("spill_bytes", 0),
+    FactBar("occupancy", 0.5, least=True),
+)
+
+
+def load(path: Path | None = None) -> tuple[list[Row], str]:
+    """The rows and where they come from; no rows and the reason where there are none.
+
+    Raises ValueError for a file that does not hold a list of objects.
+    """
+    if path is not None:
+        rows = json.loads(path.read_text())
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{path} must hold a JSON list of objects")
+        return rows, str(path)
+    for name in PROVIDERS:
+        try:
+            provide: Callable[[], list[Row]] = importlib.import_module(name).kernel_facts
+        except (ImportError, AttributeError):
+            continue
+        return list(provide()), name
+    return [], "no emulator counts or compiler figures were given to this run"
+
+
+def figure(row: Row, name: str) -> float | None:
+    """One figure of a row; `traffic` is bytes moved over the minimum."""
+    if name == "traffic":
+        moved, least = row.get("bytes_moved"), row.get("bytes_minimum")
+        return float(moved) / float(least) if moved is not None and least else None
+    value = row.get(name)
+    return None if value is None else float(value)
+
+
+def title(row: Row) -> str:
+    """Kernel, workload or architecture, and pass, as far as given."""
+    parts = (row.get(key) for key in ("kernel", "workload", "arch", "pass"))
+    return " ".join(str(part) for part in parts if part)
+
+
+def evaluate(rows: Sequence[Row], bars: Sequence[FactBar] = FACT_BARS) -> list[Verdict]:
+    """Each limit on each row that has the figure."""
+    verdicts = []
+    for row in rows:
+        for bar in bars:
+            value = figure(row, bar.figure)
+            if value is None:
+                continue
+            good = operator.ge(value, bar.limit) if bar.least else operator.le(value, bar.limit)
+            words = f"{title(row)}: {bar.figure} {'at least' if bar.least else 'at most'}"
+            verdicts.append(
+                Verdict(f"{words} {bar.limit:g}", "PASS" if good else "FAIL", value, bar.limit)
+            )
+    return verdicts
+
+
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+    cells = [title(row)]
+    for name in columns:
+        value = figure(row, name)
+        cells.append("-" if value is None else f"{value:,.4g}" if value % 1 else f"{value:,.0f}")
+    return cells
+
+
+def tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+    """Two tables, first row the heading: traffic from the emulator, figures from the compiler."""
+    traffic = ("launches", "bytes_moved", "bytes_minimum", "traffic", "full_sectors")
+    compiled = ("registers", "spill_bytes", "shared_bytes", "occupancy")
+    found = []
+    for heading, key, columns in (
+        ("emulated: launches, bytes moved over the minimum", "bytes_moved", traffic),
+        ("compiled: ptxas", "registers", compiled),
+    ):
+        picked = [row for row in rows if key in row]
+        if picked:
+            words = ["kernel", *(name.replace("_", " ") for name in columns), "time"]
+            body = [[*_cells(row, columns), NOT_TIMED] for row in picked]
+            found.append((heading, [words, *body]))
+    return found

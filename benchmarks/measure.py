@@ -1,0 +1,136 @@
+"""Measures one case on one device: check, time, forward alone, memory."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import memory, timing
+from .baselines import LossFn
+from .cases import Case, Inputs
+from .machine import LoadMeter
+from .results import CaseResult, ContenderResult, Errors
+
+Progress = Callable[[str], None]
+
+CLONE = "clone"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure. `rounds`: samples a contender, at least seven."""
+
+    rounds: int = 11
+    compile: bool = True
+    forward: bool = True
+    memory: bool = True
+
+
+@dataclass
+class Prepared:
+    """Inputs and the contenders that were found to be right."""
+
+    case: Case
+    inputs: Inputs
+    contenders: dict[str, LossFn] = field(default_factory=dict)
+    errors: dict[str, Errors] = field(default_factory=dict)
+    not_run: list[str] = field(default_factory=list)
+
+
+def _compiled(case: Case, eager: LossFn) -> LossFn:
+    """`torch.compile` of the eager form, from an empty cache: shapes of other cases do not count.
+
+    Compiling in this process only: a pool of workers would still be starting while we time.
+    """
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    inductor.compile_threads = 1
+    torch.compiler.reset()
+    return torch.compile(eager, fullgraph=case.fullgraph, dynamic=False)
+
+
+def prepare(case: Case, device: torch.device, options: Options, progress: Progress) -> Prepared:
+    """Makes the inputs and checks each contender against the float64 reference.
+
+    Raises WrongResultError for a contender that is wrong. A form that cannot be compiled here is
+    left out with the reason; any other error is raised.
+    """
+    progress("inputs and reference")
+    inputs = case.setup(case, device)
+    ready = Prepared(case, inputs)
+    reference = case.reference(inputs.logits, *inputs.args)
+    contenders = case.contenders()
+    for name, loss in contenders.items():
+        progress(f"checking {name}")
+        ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, reference)
+        ready.contenders[name] = loss
+    if options.compile and "eager" in contenders:
+        progress("compiling and checking compile")
+        loss = _compiled(case, contenders["eager"])
+        try:
+            errors = timing.check(f"{case.name}: compile", loss, inputs, reference)
+        except timing.WrongResultError:
+            raise
+        except Exception as error:  # the compiler has many ways to fail, and is not ours
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            ready.not_run.append(f"{case.name}: torch.compile failed: {reason}")
+        else:
+            ready.errors["compile"] = errors
+            ready.contenders["compile"] = loss
+    return ready
+
+
+def _training_steps(ready: Prepared) -> dict[str, timing.Step]:
+    steps = {
+        name: timing.training_step(loss, ready.inputs) for name, loss in ready.contenders.items()
+    }
+    steps[CLONE] = timing.clone_step(ready.inputs)
+    return steps
+
+
+def _measure_memory(ready: Prepared, result: CaseResult, device: torch.device) -> None:
+    inputs = ready.inputs
+    for name, step in _training_steps(ready).items():
+        step.reset()
+        found = result.contenders[name]
+        found.peak_bytes = memory.peak_bytes(step.run, device)
+        step.reset()
+        if name == CLONE:
+            continue
+        loss = ready.contenders[name]
+        # Bound as defaults: the call happens inside this turn of the loop, and linters cannot know.
+        found.saved_bytes = memory.saved_bytes(
+            lambda loss=loss: loss(inputs.logits, *inputs.args),  # type: ignore[misc]
+            (inputs.logits, *inputs.args),
+        )
+
+
+def measure(
+    ready: Prepared, device: torch.device, options: Options, progress: Progress
+) -> CaseResult:
+    """Times forward + backward and forward alone, then reads the memory, of every contender."""
+    case = ready.case
+    result = CaseResult(
+        case.name, case.loss, case.series, case.shape, case.dtype_name, device.type, case.elements,
+        case.logits_bytes,
+    )  # fmt: skip
+    clock = timing.clock_for(device)
+    meter = LoadMeter()
+    train = timing.take_turns(_training_steps(ready), clock, options.rounds, progress=progress)
+    for name, taken in train.items():
+        result.contenders[name] = ContenderResult(name, ready.errors.get(name), taken)
+    if options.forward:
+        steps = {n: timing.forward_step(f, ready.inputs) for n, f in ready.contenders.items()}
+        forward = timing.take_turns(
+            steps, clock, options.rounds, progress=lambda words: progress(f"forward alone, {words}")
+        )
+        for name, taken in forward.items():
+            result.contenders[name].forward = taken
+    result.foreign_cores = meter.foreign_cores()
+    if options.memory:
+        progress("memory")
+        _measure_memory(ready, result, device)
+    return result

@@ -1,0 +1,184 @@
+"""Turns results into a terminal table, JSON and CSV. The chart is in chart.py."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import cuda_facts
+from .bars import Verdict
+from .results import CaseResult, ContenderResult, Timing
+
+
+@dataclass
+class Report:
+    """Everything one run has to say."""
+
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    cases: list[CaseResult] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    cuda_rows: list[cuda_facts.Row] = field(default_factory=list)
+    cuda_source: str = ""
+    warnings: list[str] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right; a rule under the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        padded = zip(row, widths, strict=True)
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(padded)]
+        lines.append("  " + "  ".join(cells).rstrip())
+        if number == 0:
+            lines.append("  " + "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _ms(timing: Timing | None) -> str:
+    if timing is None:
+        return "-"
+    value = timing.median
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _range(timing: Timing | None) -> str:
+    return "-" if timing is None else f"{timing.fastest:.3g}..{timing.slowest:.3g}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.2f} kB"
+
+
+def _error(result: ContenderResult) -> str:
+    errors = result.errors
+    return "-" if errors is None else f"{errors.value:.0e} / {errors.gradient:.0e}"
+
+
+HEADING = [
+    "contender", "fwd+bwd ms", "range", "vs eager", "clones", "forward ms", "default malloc ms",
+    "saved", "peak", "peak/logits", "error value / gradient",
+]  # fmt: skip
+
+
+def case_table(result: CaseResult) -> str:
+    """One workload: a heading line and one line for each contender."""
+    shape = " x ".join(f"{size:,}" for size in result.shape)
+    rows = [HEADING]
+    for name, found in result.contenders.items():
+        faster = None if name == "clone" else result.ratio("eager", name)
+        rows.append(
+            [
+                name,
+                _ms(found.train),
+                _range(found.train),
+                _times(faster),
+                _times(result.ratio(name, "clone")),
+                _ms(found.forward),
+                _ms(found.train_default_malloc),
+                _size(found.saved_bytes),
+                _size(found.peak_bytes),
+                _times(result.peak_over_logits(name)),
+                _error(found),
+            ]
+        )
+    foreign = result.foreign_cores
+    load = "" if foreign is None else f"; other processes used {foreign:.2f} cores"
+    head = (
+        f"{result.case}: {result.loss}, {shape} {result.dtype} on {result.device},"
+        f" logits {_size(result.logits_bytes)}{load}"
+    )
+    empty = [i for i in range(len(HEADING)) if i and all(row[i] == "-" for row in rows[1:])]
+    shown = [[cell for i, cell in enumerate(row) if i not in empty] for row in rows]
+    return f"{head}\n{grid(shown)}"
+
+
+def header(report: Report) -> str:
+    """Machine and settings, one per line."""
+    pairs = {**report.machine, **{key: str(value) for key, value in report.settings.items()}}
+    width = max(len(key) for key in pairs)
+    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in pairs.items())
+
+
+def cuda_section(report: Report) -> str:
+    """Emulator and compiler figures, with the words that nothing was timed."""
+    lines = [f"CUDA kernels, {cuda_facts.NOT_TIMED} (source: {report.cuda_source})"]
+    if not report.cuda_rows:
+        return f"CUDA: {cuda_facts.NOT_TIMED}; {report.cuda_source}"
+    for heading, rows in cuda_facts.tables(report.cuda_rows):
+        lines += [heading, grid(rows)]
+    return "\n".join(lines)
+
+
+def closing(report: Report) -> str:
+    """Bars, warnings, and what was not run."""
+    lines = []
+    if report.verdicts:
+        lines += ["Bars", *(f"  {verdict.line()}" for verdict in report.verdicts)]
+    if report.not_run:
+        lines += ["Not run", *(f"  {sentence}" for sentence in report.not_run)]
+    lines += [f"WARNING: {sentence}" for sentence in report.warnings]
+    return "\n".join(lines)
+
+
+def write_json(report: Report, path: Path) -> None:
+    """All samples and facts."""
+    content = dataclasses.asdict(report)
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+CSV_FIELDS = [
+    "case", "series", "loss", "shape", "dtype", "device", "logits_bytes", "contender", "train_ms",
+    "train_fastest_ms", "train_slowest_ms", "rounds", "forward_ms", "train_default_malloc_ms",
+    "speedup_vs_eager", "clones", "saved_bytes", "peak_bytes", "value_error", "gradient_error",
+    "foreign_cores",
+]  # fmt: skip
+
+
+def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
+    train, errors = found.train, found.errors
+    return {
+        "case": case.case,
+        "series": case.series,
+        "loss": case.loss,
+        "shape": "x".join(map(str, case.shape)),
+        "dtype": case.dtype,
+        "device": case.device,
+        "logits_bytes": case.logits_bytes,
+        "contender": found.contender,
+        "train_ms": train and train.median,
+        "train_fastest_ms": train and train.fastest,
+        "train_slowest_ms": train and train.slowest,
+        "rounds": train and len(train.samples_ms),
+        "forward_ms": found.forward and found.forward.median,
+        "train_default_malloc_ms": found.train_default_malloc and found.train_default_malloc.median,
+        "speedup_vs_eager": case.ratio("eager", found.contender),
+        "clones": case.ratio(found.contender, "clone"),
+        "saved_bytes": found.saved_bytes,
+        "peak_bytes": found.peak_bytes,
+        "value_error": errors and errors.value,
+        "gradient_error": errors and errors.gradient,
+        "foreign_cores": case.foreign_cores,
+    }
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """One line for each contender of each case; empty cells were not measured."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CSV_FIELDS)
+        writer.writeheader()
+        for case in report.cases:
+            writer.writerows(_csv_row(case, found) for found in case.contenders.values())

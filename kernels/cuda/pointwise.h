@@ -1,0 +1,33 @@
+// The pointwise engine on CUDA: sizes that the host needs before a launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../core/pointwise.h"
+
+namespace fusedloss::cuda {
+
+constexpr int kPointwiseThreads = 256;
+constexpr int kBlocksPerMultiprocessor = 4;  // half occupancy: 64 registers a thread
+constexpr int kVectorsPerThread = 2;
+// Elements of one block: the narrowest vector (2 elements) gives the smallest tile.
+constexpr int64_t kSmallestTile = int64_t{kPointwiseThreads} * kVectorsPerThread * 2;
+
+// What a block leaves behind for the finishing kernel.
+struct BlockTotals {
+  double loss;
+  int64_t valid;
+};
+
+}  // namespace fusedloss::cuda
+
+namespace fusedloss {
+
+inline int64_t pointwise_workspace_bytes(const PointwiseCall& call, cudaStream_t) {
+  if (call.reduction == Reduction::kNone) return 0;
+  const int64_t numel = call.shape.numel();
+  const int64_t blocks = (numel + cuda::kSmallestTile - 1) / cuda::kSmallestTile;
+  return blocks * static_cast<int64_t>(sizeof(cuda::BlockTotals));
+}
+
+}  // namespace fusedloss

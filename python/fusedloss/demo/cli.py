@@ -1,0 +1,143 @@
+"""The demo's command line: ``python -m fusedloss demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .detection import Detection
+from .report import save_picture, summary
+from .require import MissingPackageError, require
+from .scenes import EMPTY, Scenes, make_split
+from .task import Task, TaskResult
+from .train import Schedule, train_both
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does."""
+
+    steps: int
+    batch: int
+    train_scenes: int
+    held_out_scenes: int
+
+
+FULL = Size(steps=500, batch=32, train_scenes=6144, held_out_scenes=256)
+#: Only shows that everything runs; too short to learn much.
+QUICK = Size(steps=16, batch=8, train_scenes=128, held_out_scenes=16)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be in 0 .. 2^31 - 1, got {value}")
+    return value
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"must end in .png, got {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"folder {str(path.parent)!r} does not exist")
+    return path
+
+
+def _device(text: str) -> torch.device:
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu or cuda, got {text!r}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("no CUDA device is available")
+    return torch.device(text)
+
+
+# argparse names the type in "invalid ... value".
+_positive.__name__ = _seed.__name__ = "integer"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options; their help is the reference."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedloss demo",
+        description="Train on scenes of handwritten digits, once with fusedloss and once with "
+        "the loss as written in PyTorch, and compare the two.",
+    )
+    parser.add_argument("--steps", type=_positive, help=f"training steps (default {FULL.steps})")
+    parser.add_argument("--seed", type=_seed, default=0, help="of scenes and weights (default 0)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps on few scenes: only shows that it runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=_picture,
+        default=Path("fusedloss_demo.png"),
+        help="picture to write, .png (default fusedloss_demo.png)",
+    )
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: as torch)")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", metavar="cpu|cuda", help="(default cpu)"
+    )
+    return parser
+
+
+def tasks() -> list[Task]:
+    """What the demo trains, in this order."""
+    return [Detection()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status. Bad arguments exit with status 2 and a message."""
+    options = build_parser().parse_args(argv)
+    try:
+        for module in ("matplotlib", "sklearn"):  # before minutes of training
+            require(module)
+    except MissingPackageError as error:
+        print(f"fusedloss demo: {error}", file=sys.stderr)
+        return 1
+    threads = torch.get_num_threads()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        _run(options)
+    finally:
+        torch.set_num_threads(threads)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    start = time.monotonic()
+    size = QUICK if options.quick else FULL
+    device = options.device
+    print(f"fusedloss demo on {device}, {torch.get_num_threads()} CPU threads, seed {options.seed}")
+    scenes = make_split(size.train_scenes, size.held_out_scenes, options.seed)
+    print(f"training scenes: {_describe(scenes.train)}")
+    print(f"held-out scenes: {_describe(scenes.held_out)}, none of them in a training scene")
+    schedule = Schedule(steps=options.steps or size.steps, batch=size.batch, seed=options.seed)
+    results: list[TaskResult] = []
+    for task in tasks():
+        results.append(train_both(task, scenes, schedule, device))
+        print(f"\n{summary(results[-1])}\n")
+    save_picture(results, scenes.held_out.to(device), options.out)
+    if options.quick:
+        print("--quick is too short to learn from: its precision and recall say nothing.")
+    print(f"picture: {options.out}    time: {time.monotonic() - start:.0f} s")
+
+
+def _describe(scenes: Scenes) -> str:
+    digits = scenes.digit_index[scenes.digit_index != EMPTY]
+    distinct = len(set(digits.tolist()))
+    return f"{len(scenes):,} with {len(digits):,} digits, of {distinct:,} drawings"

@@ -1,0 +1,153 @@
+"""Detection of the digits of a scene, trained with sigmoid focal loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusedloss import sigmoid_focal_loss
+
+from .detector import IGNORE, Detector, assign, cell_centers, giou_loss, to_boxes
+from .metrics import Detections, decode, evaluate, match
+from .scenes import BACKGROUND, EMPTY, NUM_CLASSES, Scenes
+from .task import EAGER, FUSED, Loss, Outputs
+
+ALPHA, GAMMA = 0.25, 2.0
+#: Detections scored less are not counted in precision and recall, nor drawn.
+SCORE_THRESHOLD = 0.4
+_EVALUATION_CHUNK = 32  # scenes
+_RIGHT, _WRONG, _TRUTH = "#35d07f", "#ff5c5c", "#ffd23f"
+
+
+def fused_focal(logits: Tensor, target: Tensor, num_positive: Tensor) -> Tensor:
+    """Focal loss by fusedloss, straight from class indices.
+
+    Args:
+        logits: ``[N, A, C]``.
+        target: ``[N, A]`` int64, C for background, ``IGNORE`` for cells that do not count.
+        num_positive: 0-d, divisor of the sum.
+    """
+    return sigmoid_focal_loss(
+        logits,
+        target,
+        alpha=ALPHA,
+        gamma=GAMMA,
+        ignore_index=IGNORE,
+        normalizer=num_positive,
+        reduction="mean",
+    )
+
+
+def eager_focal(logits: Tensor, target: Tensor, num_positive: Tensor) -> Tensor:
+    """The same as it is commonly written in PyTorch; arguments as ``fused_focal``."""
+    counts = target != IGNORE
+    one_hot = F.one_hot(target.clamp(min=0), NUM_CLASSES + 1)[..., :NUM_CLASSES].to(logits.dtype)
+    p = torch.sigmoid(logits)
+    ce = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+    p_t = p * one_hot + (1 - p) * (1 - one_hot)
+    alpha_t = ALPHA * one_hot + (1 - ALPHA) * (1 - one_hot)
+    loss = alpha_t * (1 - p_t) ** GAMMA * ce
+    return (loss * counts[..., None]).sum() / num_positive
+
+
+class Detection:
+    """Boxes and classes of the digits; see ``task.Task``."""
+
+    name = "detection"
+    loss_name = "sigmoid focal loss"
+    losses: Mapping[str, Loss] = {FUSED: fused_focal, EAGER: eager_focal}
+
+    def build_model(self) -> nn.Module:
+        """A ``Detector``."""
+        return Detector()
+
+    def forward(self, model: nn.Module, scenes: Scenes) -> Outputs:
+        """Logits ``[N, A, C]``; arguments target ``[N, A]`` and the number of positives."""
+        centers = _centers(scenes)
+        target, wanted = assign(scenes.boxes, scenes.labels, centers)
+        logits, distances = model(scenes.images)
+        positive = (target != BACKGROUND) & (target != IGNORE)
+        num_positive = positive.sum().clamp(min=1).to(logits.dtype)
+        box_loss = giou_loss(to_boxes(distances, centers)[positive], wanted[positive])
+        return Outputs(logits, (target, num_positive), box_loss.sum() / num_positive)
+
+    def evaluate(self, model: nn.Module, scenes: Scenes) -> dict[str, float]:
+        """Precision and recall at ``SCORE_THRESHOLD``, and mean average precision."""
+        parts = [
+            detect(model, scenes[start : start + _EVALUATION_CHUNK])
+            for start in range(0, len(scenes), _EVALUATION_CHUNK)
+        ]
+        found = Detections(
+            boxes=torch.cat([part.boxes for part in parts]),
+            scores=torch.cat([part.scores for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+        )
+        scores = evaluate(found, scenes.boxes, scenes.labels, threshold=SCORE_THRESHOLD)
+        return {
+            f"precision (score >= {SCORE_THRESHOLD})": scores.precision,
+            f"recall (score >= {SCORE_THRESHOLD})": scores.recall,
+            "average precision at IoU 0.5": scores.average_precision,
+        }
+
+    def draw(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
+        """Digits dashed, detections solid with class and score, coloured by right or wrong."""
+        found = detect(model, scene)
+        right = match(found, scene.boxes, scene.labels)[0]
+        axes.imshow(scene.images[0, 0].cpu().numpy(), cmap="gray", vmin=0.0, vmax=1.0)
+        for box, label in zip(scene.boxes[0], scene.labels[0], strict=True):
+            if label != EMPTY:
+                _draw_box(axes, box, _TRUTH, "--")
+        for box, score, label, good in zip(
+            found.boxes[0], found.scores[0], found.labels[0], right, strict=True
+        ):
+            if score >= SCORE_THRESHOLD:
+                colour = _RIGHT if good else _WRONG
+                _draw_box(axes, box, colour, "-")
+                text = f"{int(label)}  {float(score):.2f}"
+                _draw_label(axes, box, text, colour)
+
+    def legend(self) -> list[tuple[str, str, str]]:
+        """The three kinds of boxes."""
+        return [
+            ("digit in the scene", _TRUTH, "--"),
+            ("detection, right", _RIGHT, "-"),
+            ("detection, wrong", _WRONG, "-"),
+        ]
+
+
+@torch.no_grad()
+def detect(model: nn.Module, scenes: Scenes) -> Detections:
+    """Run the detector as in use: evaluation mode, decoding, suppression."""
+    was_training = model.training
+    model.eval()
+    logits, distances = model(scenes.images)
+    model.train(was_training)
+    return decode(logits, to_boxes(distances, _centers(scenes)))
+
+
+def _centers(scenes: Scenes) -> Tensor:
+    height, width = scenes.images.shape[-2:]
+    return cell_centers(height, width, scenes.images.device)
+
+
+def _draw_box(axes: Any, box: Tensor, colour: str, style: str) -> None:
+    x0, y0, x1, y1 = (float(side) - 0.5 for side in box)  # pixel i is drawn from i - 0.5
+    axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linestyle=style, lw=1.6)
+
+
+def _draw_label(axes: Any, box: Tensor, text: str, colour: str) -> None:
+    above = float(box[1]) > 4.0  # pixels: room for a line of text; else it goes below
+    axes.text(
+        float(box[0]) - 0.8,
+        float(box[1]) - 1.0 if above else float(box[3]),
+        text,
+        va="bottom" if above else "top",
+        color="black",
+        fontsize=7.5,
+        weight="bold",
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
+    )

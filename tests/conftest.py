@@ -1,0 +1,39 @@
+"""Shared fixtures: the emulated device, switches put back after every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from emulated import load_testing_module
+
+import fusedloss
+
+# Not skipped but left out: a run without a GPU must not look as if it had tested one.
+collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
+
+
+def pytest_report_header() -> str:
+    """What this run can and cannot test."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none, test_cuda.py left out"
+    return f"fusedloss {fusedloss.__version__}, torch {torch.__version__}, GPU: {gpu}"
+
+
+@pytest.fixture(scope="session")
+def emulator() -> ModuleType:
+    """The test module with the CUDA kernels on the emulator."""
+    return load_testing_module()
+
+
+@pytest.fixture(autouse=True)
+def _default_switches() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with (
+        fusedloss.backend("auto"),
+        fusedloss.gradient_schedule("auto"),
+        fusedloss.debug(False),
+    ):
+        yield
+    torch.set_num_threads(threads)

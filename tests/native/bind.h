@@ -1,0 +1,7 @@
+// The parts of the torch-free test module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_math(pybind11::module_& m);
+void bind_emulated_cuda(pybind11::module_& m);

@@ -1,0 +1,336 @@
+"""The demo: its scenes, its metrics on cases worked by hand, and a short run from end to end."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from fusedloss.demo import cli, main, require, scenes
+from fusedloss.demo.detection import Detection, eager_focal, fused_focal
+from fusedloss.demo.detector import IGNORE, Detector, assign, cell_centers, giou_loss, to_boxes
+from fusedloss.demo.metrics import (
+    Detections,
+    average_precision,
+    decode,
+    evaluate,
+    match,
+    pairwise_iou,
+    suppress,
+)
+from fusedloss.demo.progress import Progress
+from fusedloss.demo.report import relative_differences, summary
+from fusedloss.demo.scenes import BACKGROUND, CANVAS, EMPTY, NUM_CLASSES
+from fusedloss.demo.task import EAGER, FUSED, TaskResult
+from fusedloss.demo.train import Schedule, batches, train_both
+
+
+@pytest.fixture(scope="module")
+def split() -> scenes.SceneSplit:
+    return scenes.make_split(num_train=70, num_held_out=12, seed=3)
+
+
+@pytest.fixture(scope="module")
+def result(split: scenes.SceneSplit) -> TaskResult:
+    schedule = Schedule(steps=6, batch=4, seed=3)
+    return train_both(Detection(), split, schedule, torch.device("cpu"))
+
+
+def test_scenes_are_determined_by_the_seed(split: scenes.SceneSplit) -> None:
+    again = scenes.make_split(70, 12, seed=3)
+    other = scenes.make_split(70, 12, seed=4)
+    for name in ("images", "boxes", "labels", "digit_index", "mask"):
+        assert torch.equal(getattr(split.train, name), getattr(again.train, name))
+    assert not torch.equal(split.train.images, other.train.images)
+
+
+def test_held_out_digits_are_in_no_training_scene(split: scenes.SceneSplit) -> None:
+    train, held_out = (
+        set(part.digit_index.unique().tolist()) - {EMPTY} for part in (split.train, split.held_out)
+    )
+    assert train
+    assert held_out
+    assert not train & held_out
+    whole_train, whole_held_out = scenes.load_digit_split()
+    together = torch.cat([whole_train.index, whole_held_out.index])
+    assert torch.equal(together, torch.arange(1797))
+
+
+def test_boxes_bound_the_mask_of_their_digit(split: scenes.SceneSplit) -> None:
+    # Every pixel of a digit lies in exactly one box, of its class, and touches all four sides.
+    part = split.train
+    assert part.labels.ne(EMPTY).any(1).all()
+    for boxes, labels, mask in zip(part.boxes, part.labels, part.mask, strict=True):
+        seen = torch.zeros_like(mask)
+        for box, label in zip(boxes, labels, strict=True):
+            if label == EMPTY:
+                assert not box.any()
+                continue
+            x0, y0, x1, y1 = box.long().tolist()
+            assert 0 <= x0 < x1 <= CANVAS
+            assert 0 <= y0 < y1 <= CANVAS
+            inside = mask[y0:y1, x0:x1] == label
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            assert ((mask[y0:y1, x0:x1] == BACKGROUND) | inside).all()
+            seen[y0:y1, x0:x1] += 1
+        assert seen.max() <= 1
+        assert ((mask == BACKGROUND) | (seen == 1)).all()
+
+
+def test_digit_index_carries_the_label(split: scenes.SceneSplit) -> None:
+    train, _ = scenes.load_digit_split()
+    used = split.train.labels != EMPTY
+    assert torch.equal(used, split.train.digit_index != EMPTY)
+    assert torch.equal(train.labels[split.train.digit_index[used]], split.train.labels[used])
+
+
+def test_crops_are_the_pixels_of_the_boxes(split: scenes.SceneSplit) -> None:
+    crops, labels = scenes.digit_crops(split.train, side=8)
+    assert torch.equal(labels, split.train.labels[split.train.labels != EMPTY])
+    assert crops.shape == (len(labels), 1, 8, 8)
+    # A box with sides of 8 pixels is cut out as it is.
+    exact = split.train[0:1]
+    boxes = torch.zeros_like(exact.boxes)
+    slot = int((exact.labels[0] != EMPTY).nonzero()[0])
+    boxes[0, slot] = torch.tensor([10.0, 20.0, 18.0, 28.0])
+    labels = torch.full_like(exact.labels, EMPTY)
+    labels[0, slot] = 5
+    one = scenes.Scenes(exact.images, boxes, labels, exact.digit_index, exact.mask)
+    crop, label = scenes.digit_crops(one, side=8)
+    torch.testing.assert_close(crop[0, 0], exact.images[0, 0, 20:28, 10:18], atol=1e-5, rtol=0)
+    assert label.tolist() == [5]
+
+
+def test_assignment_has_core_rim_and_background() -> None:
+    # One digit of 20 x 10 pixels; cells are pixels: core within 0.4, ignored up to 0.8.
+    boxes = torch.zeros(1, 2, 4)
+    boxes[0, 0] = torch.tensor([10.0, 20.0, 30.0, 30.0])
+    labels = torch.tensor([[7, EMPTY]])
+    target, wanted = assign(boxes, labels, cell_centers(CANVAS, CANVAS))
+    grid = target.reshape(CANVAS, CANVAS)
+    assert grid[25, 20] == 7
+    assert grid[25, 27] == IGNORE  # 7.5 of the half side 10 from the middle
+    assert grid[25, 29] == BACKGROUND  # 9.5 of 10: the edge of the box
+    assert grid[0, 0] == BACKGROUND  # the empty slot's box of zeros claims nothing
+    assert (grid == 7).sum() == 8 * 4
+    assert torch.equal(wanted.reshape(CANVAS, CANVAS, 4)[25, 20], boxes[0, 0])
+
+
+def test_detector_starts_at_its_prior_and_orders_cells_by_rows() -> None:
+    torch.manual_seed(0)
+    logits, distances = Detector()(torch.rand(2, 1, CANVAS, CANVAS))
+    assert logits.shape == (2, CANVAS * CANVAS, NUM_CLASSES)
+    assert distances.shape == (2, CANVAS * CANVAS, 4)
+    assert abs(logits.sigmoid().mean().item() - 0.01) < 0.003
+    centers = cell_centers(4, 6)
+    assert centers[1].tolist() == [1.5, 0.5]
+    boxes = to_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), centers[1:2])
+    assert boxes.tolist() == [[0.5, -1.5, 4.5, 4.5]]
+
+
+def test_giou_of_worked_boxes() -> None:
+    box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    assert giou_loss(box, box).item() == pytest.approx(0.0)
+    # Shifted by 1: IoU 2/6, and the hull holds nothing else. Apart: union 8 in a hull of 10.
+    assert giou_loss(box, box + torch.tensor([1.0, 0.0, 1.0, 0.0])).item() == pytest.approx(2 / 3)
+    apart = torch.tensor([[3.0, 0.0, 5.0, 2.0]])
+    assert giou_loss(box, apart).item() == pytest.approx(1.0 + (10 - 8) / 10)
+
+
+def test_iou_and_suppression() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4], [8, 8, 12, 12], [0, 0, 4, 4]])
+    iou = pairwise_iou(boxes, boxes)
+    assert iou[0, 1].item() == pytest.approx(12 / 20)
+    assert iou[0, 2].item() == 0.0
+    scores = torch.tensor([[0.5, 0.9, 0.3, 0.0]])
+    index, kept = suppress(boxes[None], scores, iou_threshold=0.5, max_detections=4)
+    assert index[0, :2].tolist() == [1, 2]  # box 1 suppresses box 0
+    assert kept[0].tolist() == pytest.approx([0.9, 0.3, 0.0, 0.0])
+    index, kept = suppress(boxes[None], scores, iou_threshold=0.7, max_detections=4)
+    assert index[0, :3].tolist() == [1, 0, 2]
+    _, kept = suppress(boxes[None], scores, iou_threshold=0.7, max_detections=2)
+    assert kept.shape == (1, 2)
+
+
+def test_suppression_takes_boxes_without_area_once() -> None:
+    boxes = torch.zeros(1, 2, 4)
+    _, kept = suppress(boxes, torch.tensor([[0.9, 0.8]]), iou_threshold=0.5, max_detections=2)
+    assert kept[0].tolist() == pytest.approx([0.9, 0.8])
+
+
+def test_decode_takes_the_best_class_and_drops_low_scores() -> None:
+    logits = torch.full((1, 3, 2), -9.0)
+    logits[0, 0, 1], logits[0, 2, 0] = 2.0, 1.0
+    boxes = torch.tensor([[[0.0, 0, 4, 4], [8, 0, 12, 4], [0, 8, 4, 12]]])
+    found = decode(logits, boxes, max_detections=3)
+    assert found.labels[0, :2].tolist() == [1, 0]
+    assert (found.scores[0] > 0).tolist() == [True, True, False]
+
+
+def _two_scenes() -> tuple[Detections, torch.Tensor, torch.Tensor]:
+    """Three digits; detections: right, a duplicate, wrong class / badly placed, right."""
+    a, b = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]
+    far = [24.0, 24.0, 34.0, 34.0]  # IoU with b: 36 / 164
+    boxes = torch.tensor([[a, b], [a, [0.0] * 4]])
+    labels = torch.tensor([[3, 5], [3, EMPTY]])
+    found = Detections(
+        boxes=torch.tensor([[a, a, far], [a, a, a]]),
+        scores=torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.3, 0.0]]),
+        labels=torch.tensor([[3, 3, 5], [5, 3, 3]]),
+    )
+    return found, boxes, labels
+
+
+def test_match_gives_each_digit_to_one_detection() -> None:
+    found, boxes, labels = _two_scenes()
+    assert match(found, boxes, labels).tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_precision_recall_and_average_precision() -> None:
+    found, boxes, labels = _two_scenes()
+    scores = evaluate(found, boxes, labels, threshold=0.5)
+    assert scores.precision == pytest.approx(1 / 4)
+    assert scores.recall == pytest.approx(1 / 3)
+    # Class 3: right, wrong, right -> precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1; class 5: 0.
+    assert scores.average_precision == pytest.approx((0.5 * 1 + 0.5 * 2 / 3 + 0.0) / 2)
+    everything = evaluate(found, boxes, labels, threshold=0.2)
+    assert everything.recall == pytest.approx(2 / 3)
+
+
+def test_average_precision_does_not_depend_on_the_order_given() -> None:
+    scores = torch.tensor([0.1, 0.9, 0.5])
+    right = torch.tensor([True, True, False])
+    assert average_precision(scores, right, 2) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert average_precision(scores[[2, 0, 1]], right[[2, 0, 1]], 2) == pytest.approx(5 / 6)
+    assert average_precision(scores[:0], right[:0], 4) == 0.0
+    assert average_precision(scores, torch.ones(3, dtype=torch.bool), 3) == pytest.approx(1.0)
+
+
+def test_both_losses_agree_on_the_same_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(3, 50, NUM_CLASSES, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, NUM_CLASSES + 1, (3, 50), generator=generator)
+    target[:, ::7] = IGNORE
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    divisor = torch.tensor(17.0, dtype=torch.float64)
+    values = [
+        loss(leaf, target, divisor)
+        for loss, leaf in zip((fused_focal, eager_focal), leaves, strict=True)
+    ]
+    gradients = [torch.autograd.grad(v, x)[0] for v, x in zip(values, leaves, strict=True)]
+    # Double precision: what is left is rounding of a few operations and of the sum.
+    torch.testing.assert_close(values[0], values[1], rtol=1e-11, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-13)
+    assert not gradients[0][:, ::7].any()
+
+
+def test_the_two_trainings_agree(result: TaskResult) -> None:
+    # The first step sees the same logits: only the rounding of one loss in fp32 over
+    # 4 x 4096 x 10 terms is left (some 1e-7). Later steps amplify that: Adam divides a gradient
+    # by its own size, so that where it is next to nothing its rounding moves a weight by the
+    # full learning rate. Six steps, all in the warm-up, stayed within 3e-7 for three seeds; a
+    # loss that takes the ignored cells for background, the smallest mistake, is off by 2e-5 in
+    # the first step and by 2e-3 to 5e-3 in the six.
+    differences = relative_differences(result)
+    assert differences[0] < 2e-6
+    assert max(differences) < 2e-4
+    assert result.value_error < 2e-6
+    assert result.gradient_error < 2e-6
+    losses = result.runs[FUSED].losses
+    assert losses[-1] < 0.9 * losses[0]  # it learns
+
+
+def test_time_and_memory_are_measured(result: TaskResult) -> None:
+    fused, eager = result.runs[FUSED], result.runs[EAGER]
+    logits = 4 * CANVAS * CANVAS * NUM_CLASSES * 4
+    assert fused.logits_bytes == logits
+    for run in (fused, eager):
+        assert len(run.loss_seconds) == len(run.step_seconds) == len(run.losses) == 6
+        assert all(
+            0 < loss < step for loss, step in zip(run.loss_seconds, run.step_seconds, strict=True)
+        )
+        assert run.memory.peak >= logits  # the gradient alone
+    # The eager loss keeps the one-hot target, the probabilities and more.
+    assert eager.memory.saved >= 4 * logits
+    assert eager.memory.peak > eager.memory.saved
+    assert fused.memory.peak < 2 * logits
+    assert "same logits" in summary(result)
+
+
+def test_batches_are_shuffled_epochs() -> None:
+    order = batches(10, Schedule(steps=5, batch=5, seed=1))
+    assert len(order) == 5
+    assert sorted(torch.cat(order[:2]).tolist()) == list(range(10))
+    again = batches(10, Schedule(steps=5, batch=5, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(order, again, strict=True))
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    with Progress(40, "training", stream) as progress:
+        for step in progress:
+            progress.note = f"loss {step}"
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert "\r" not in stream.getvalue()
+    assert "40/40" in lines[-1]
+    assert "loss 39" in lines[-1]
+
+
+def test_quick_demo_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "demo.png"
+    assert main(["--quick", "--threads", "1", "--out", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    output = capsys.readouterr().out
+    for text in ("precision", "recall", "average precision", "kept for backward", str(picture)):
+        assert text in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "at least 1"),
+        (["--steps", "many"], "invalid integer value: 'many'"),
+        (["--threads", "-2"], "at least 1"),
+        (["--seed", "-1"], "must be in 0"),
+        (["--out", "picture.txt"], "must end in .png"),
+        (["--out", "no/such/folder/picture.png"], "does not exist"),
+        (["--device", "toaster"], "toaster"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")]
+)
+def test_a_missing_package_is_named(
+    module: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imported = require.importlib.import_module
+
+    def without(name: str) -> object:
+        if name.split(".", maxsplit=1)[0] == module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=module)
+        return imported(name)
+
+    monkeypatch.setattr(require.importlib, "import_module", without)
+    assert cli.main(["--quick"]) == 1
+    error = capsys.readouterr().err
+    assert package in error
+    assert "pip install 'fusedloss[demo]'" in error
