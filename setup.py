@@ -17,7 +17,23 @@ import subprocess
 from pathlib import Path
 
 from setuptools import setup
-from torch.utils import cpp_extension
+
+
+def toolkit_root() -> str | None:
+    """The CUDA toolkit that the nvcc on PATH belongs to, also where that nvcc is a wrapper script."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", dry.stderr, re.MULTILINE)
+    return os.path.realpath(top[1].strip()) if top else None
+
+
+# torch's own guess, two folders above nvcc, is made when this module is imported.
+if not os.environ.get("CUDA_HOME") and not os.environ.get("CUDA_PATH") and toolkit_root():
+    os.environ["CUDA_HOME"] = str(toolkit_root())
+
+from torch.utils import cpp_extension  # noqa: E402
 
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020a000000000000"  # oldest torch whose stable ABI the library needs: 2.10
@@ -67,7 +83,7 @@ def default_architectures() -> str:
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = {f"{int(n) // 10}.{int(n) % 10}" for n in re.findall(r"compute_(\d+)", listed.stdout)}
     chosen = [arch for arch in WANTED_ARCHITECTURES if arch in known]
-    return ";".join(chosen[:-1] + [chosen[-1] + "+PTX"])
+    return ";".join(chosen) + "+PTX"
 
 
 def simd_flags() -> list[str]:
@@ -92,7 +108,10 @@ def extension() -> cpp_extension.CppExtension:
             py_limited_api=True,
         )
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures())
-    macros += [("USE_CUDA", 1), ("FUSEDLOSS_CUDA_ARCHITECTURES", cuda_architectures_literal())]
+    macros.append(("USE_CUDA", 1))
+    cxx.append(
+        f"-DFUSEDLOSS_CUDA_ARCHITECTURES={cuda_architectures_macro()}"
+    )  # nvcc splits at commas
     return cpp_extension.CUDAExtension(
         "fusedloss._C",
         sources + sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("kernels/cuda/*.cu")),
@@ -102,9 +121,9 @@ def extension() -> cpp_extension.CppExtension:
     )
 
 
-def cuda_architectures_literal() -> str:
-    listed = os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ")
-    return '\\"' + listed + '\\"'
+def cuda_architectures_macro() -> str:
+    """The list as one word for the preprocessor, which turns it into a string."""
+    return re.sub(r"[ ;]+", ",", os.environ["TORCH_CUDA_ARCH_LIST"].strip())
 
 
 setup(

@@ -83,8 +83,11 @@ def other_case(case: str, replacement: str) -> str:
     return case.replace(old, new)
 
 
-def _note(bar: Bar, result: CaseResult) -> str:
+def _note(bar: Bar, result: CaseResult, others: dict[str, CaseResult]) -> str:
     foreign = result.foreign_cores or 0.0
+    if bar.measure == "time_over_case":
+        other = others.get(other_case(result.case, bar.against))
+        foreign = max(foreign, (other.foreign_cores or 0.0) if other else 0.0)
     if bar.measure == "peak_over_logits" or foreign <= BUSY_CORES:
         return ""
     return f"UNSAFE, other processes used {foreign:.2f} cores"
@@ -118,7 +121,7 @@ def evaluate(results: Sequence[CaseResult], bars: Sequence[Bar] = BARS) -> list[
             if figure is not None:
                 good = figure >= bar.limit if at_least else figure <= bar.limit
                 status = "PASS" if good else "FAIL"
-            words, note = bar.describe(result.case), _note(bar, result)
+            words, note = bar.describe(result.case), _note(bar, result, by_name)
             verdicts.append(Verdict(words, status, figure, bar.limit, note))
     return verdicts
 

@@ -5,10 +5,15 @@
 
 #include "../kernels/core/macros.h"
 
+// The architecture list comes as a bare word with commas in it.
+#define TEXT(...) TEXT_(__VA_ARGS__)
+#define TEXT_(...) #__VA_ARGS__
+
 namespace fusedloss {
 namespace {
 
-// Multi-versioned like the engines (FUSEDLOSS_CPU_LEVELS), so it names the version the loader picked.
+// Multi-versioned like the engines (FUSEDLOSS_CPU_LEVELS), so it names the version the loader
+// picked.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && !defined(__clang__) && \
     !defined(FUSEDLOSS_BASELINE_ONLY)
 __attribute__((target("default"))) const char* cpu_level() { return "baseline x86-64"; }
@@ -22,7 +27,8 @@ std::string build_facts() {
   std::string facts = "{\"compiler\": \"" __VERSION__ "\", \"cpu_level\": \"";
   facts += cpu_level();
 #if FUSEDLOSS_WITH_CUDA
-  facts += "\", \"cuda\": true, \"cuda_architectures\": \"" FUSEDLOSS_CUDA_ARCHITECTURES "\"}";
+  facts +=
+      "\", \"cuda\": true, \"cuda_architectures\": \"" TEXT(FUSEDLOSS_CUDA_ARCHITECTURES) "\"}";
 #else
   facts += "\", \"cuda\": false, \"cuda_architectures\": \"\"}";
 #endif

@@ -1,5 +1,5 @@
-// Where a call runs: torch's thread pool, or the current CUDA stream of the tensors' device. Launchers
-// are overloaded on the executor, so that one binding serves both.
+// Where a call runs: torch's thread pool, or the current CUDA stream of the tensors' device.
+// Launchers are overloaded on the executor, so that one binding serves both.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

@@ -34,7 +34,8 @@ PointwiseCall make_call(const Arguments& args) {
   PointwiseCall call{};
   call.shape = shape_of(args.input, indexed ? static_cast<int>(args.input.dim()) - 1 : -1);
   call.logits = view_of(args.input, call.shape);
-  call.target = indexed ? view_of_labels(args.target, call.shape) : view_of(args.target, call.shape);
+  call.target =
+      indexed ? view_of_labels(args.target, call.shape) : view_of(args.target, call.shape);
   call.side = view_of(args.alpha, call.shape);
   call.weight = view_of(args.weight, call.shape);
   call.side_value = args.alpha_value;
@@ -51,9 +52,8 @@ void throw_if_bad(const PointwiseReport& report, int64_t num_classes) {
   if (!report.bad_label) return;
   throw std::out_of_range("sigmoid_focal_loss: target holds label " + std::to_string(report.label) +
                           ", but input has " + std::to_string(num_classes) +
-                          " classes; accepted are 0 to " + std::to_string(num_classes - 1) +
-                          ", " + std::to_string(num_classes) +
-                          " or -1 for background, and ignore_index");
+                          " classes; accepted are 0 to " + std::to_string(num_classes - 1) + ", " +
+                          std::to_string(num_classes) + " or -1 for background, and ignore_index");
 }
 
 template <class Context>
@@ -61,16 +61,16 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_focal_fwd(
     Tensor input, Tensor target, std::optional<Tensor> alpha, std::optional<Tensor> weight,
     std::optional<Tensor> normalizer, double alpha_value, double gamma, int64_t ignore_index,
     double label_smoothing, double normalizer_value, int64_t reduction, bool with_grad) {
-  const Arguments args{input,        target,          alpha,            weight,
-                       normalizer,   alpha_value,     gamma,            ignore_index,
+  const Arguments args{input,           target,           alpha,    weight,
+                       normalizer,      alpha_value,      gamma,    ignore_index,
                        label_smoothing, normalizer_value, reduction};
   PointwiseCall call = make_call(args);
   const Context context(input);
   const bool none = call.reduction == Reduction::kNone;
   const ScalarType result = accumulator_of(input);
-  Tensor grad = with_grad ? empty_as(input, input.scalar_type()) : torch::stable::new_empty(input, {0});
-  Tensor loss = none ? empty_as(input, result)
-                     : torch::stable::new_empty(input, {}, result);
+  Tensor grad =
+      with_grad ? empty_as(input, input.scalar_type()) : torch::stable::new_empty(input, {0});
+  Tensor loss = none ? empty_as(input, result) : torch::stable::new_empty(input, {}, result);
   Tensor scale = torch::stable::new_empty(input, {}, result);
   Tensor workspace;
   if (with_grad) call.grad = view_of(grad, call.shape);
@@ -95,8 +95,9 @@ Tensor sigmoid_focal_bwd(Tensor grad_output, Tensor scale, Tensor input, Tensor 
                          double label_smoothing) {
   STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(input),
                   "sigmoid_focal_bwd: grad_output has not the dtype of the loss");
-  const Arguments args{input, target,       alpha,           weight, std::nullopt, alpha_value,
-                       gamma, ignore_index, label_smoothing, 0.0,    0};
+  const Arguments args{input,           target,      alpha, weight,
+                       std::nullopt,    alpha_value, gamma, ignore_index,
+                       label_smoothing, 0.0,         0};
   PointwiseCall call = make_call(args);
   const Context context(input);
   Tensor grad = empty_as(input, input.scalar_type());

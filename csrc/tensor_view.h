@@ -18,17 +18,29 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::Half: return DType::kFloat16;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Long: return DType::kInt64;
-    case ScalarType::Int: return DType::kInt32;
-    case ScalarType::Short: return DType::kInt16;
-    case ScalarType::Byte: return DType::kUInt8;
-    case ScalarType::Char: return DType::kInt8;
-    case ScalarType::Bool: return DType::kBool;
-    default: STD_TORCH_CHECK(false, "fusedloss: unsupported dtype of a tensor argument"); return {};
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Long:
+      return DType::kInt64;
+    case ScalarType::Int:
+      return DType::kInt32;
+    case ScalarType::Short:
+      return DType::kInt16;
+    case ScalarType::Byte:
+      return DType::kUInt8;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Bool:
+      return DType::kBool;
+    default:
+      STD_TORCH_CHECK(false, "fusedloss: unsupported dtype of a tensor argument");
+      return {};
   }
 }
 

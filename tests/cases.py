@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import fusedloss
 import torch
 from emulated import SigmoidFocal
-from torch import Tensor
-
-import fusedloss
 from fusedloss import reference
+from torch import Tensor
 
 Options = Mapping[str, Any]
 
@@ -127,14 +126,27 @@ CASES = [
     _focal("index-no-rows-dim", (7,), options={"alpha": None}),
     _focal("index-int32", (65, 10), target_dtype=torch.int32),
     _focal("index-int16", (65, 10), target_dtype=torch.int16),
-    _focal("index-uint8", (65, 10), target_dtype=torch.uint8, options={"ignore_index": 255}, ignored=0.3),
+    _focal(
+        "index-uint8",
+        (65, 10),
+        target_dtype=torch.uint8,
+        options={"ignore_index": 255},
+        ignored=0.3,
+    ),
     _focal("index-ignored", (129, 20), ignored=0.4),
     _focal("index-ignore-minus-one", (129, 20), ignored=0.4, options={"ignore_index": -1}),
     _focal("index-all-ignored", (12, 5), ignored=1.1),
     # Targets of the input's shape, one for each dtype.
     _focal("binary-int64", (33, 7, 5), target="binary"),
     _focal("binary-bool", (2, 2500), target="binary", target_dtype=torch.bool),
-    _focal("binary-uint8", (6, 70), target="binary", target_dtype=torch.uint8, ignored=0.2, options={"ignore_index": 255}),
+    _focal(
+        "binary-uint8",
+        (6, 70),
+        target="binary",
+        target_dtype=torch.uint8,
+        ignored=0.2,
+        options={"ignore_index": 255},
+    ),
     _focal("binary-int8", (6, 70), target="binary", target_dtype=torch.int8, ignored=0.2),
     _focal("binary-float32", (5, 333), target="binary", target_dtype=torch.float32, ignored=0.2),
     _focal("binary-float16", (5, 333), target="binary", target_dtype=torch.float16),
@@ -148,20 +160,44 @@ CASES = [
     _focal("long-index", (401, 90)),
     # Exponents: each compiled one, and real ones on both sides of 1.
     *(_focal(f"gamma-{g}", (41, 12), options={"gamma": g}) for g in (0.0, 0.5, 1.0, 1.5, 3.0, 5.0)),
-    _focal("gamma-0.5-soft", (41, 12), target="soft", target_dtype=torch.float32, options={"gamma": 0.5}),
+    _focal(
+        "gamma-0.5-soft",
+        (41, 12),
+        target="soft",
+        target_dtype=torch.float32,
+        options={"gamma": 0.5},
+    ),
     # Balancing and weights, broadcast along each side.
     _focal("alpha-none", (41, 12), options={"alpha": None}),
     _focal("alpha-negative", (41, 12), options={"alpha": -1.0}),
     _focal("alpha-one", (41, 12), options={"alpha": 1.0}),
     _focal("alpha-per-class", (41, 12), options={"alpha": _uniform(12)}),
-    _focal("alpha-per-class-odd", (41, 13), target="soft", target_dtype=torch.float32, options={"alpha": _uniform(13)}),
+    _focal(
+        "alpha-per-class-odd",
+        (41, 13),
+        target="soft",
+        target_dtype=torch.float32,
+        options={"alpha": _uniform(13)},
+    ),
     _focal("weight-elementwise", (41, 12), options={"weight": _uniform(41, 12)}),
     _focal("weight-per-row", (41, 12), options={"weight": _uniform(41, 1)}),
-    _focal("weight-per-class", (41, 12), options={"weight": _uniform(12)}, target="soft", target_dtype=torch.float32),
+    _focal(
+        "weight-per-class",
+        (41, 12),
+        options={"weight": _uniform(12)},
+        target="soft",
+        target_dtype=torch.float32,
+    ),
     _focal("weight-middle", (4, 5, 6), options={"weight": _uniform(5, 1)}),
-    _focal("weight-half", (41, 12), options={"weight": lambda g: torch.rand(41, 12, generator=g).half()}),
+    _focal(
+        "weight-half",
+        (41, 12),
+        options={"weight": lambda g: torch.rand(41, 12, generator=g).half()},
+    ),
     _focal("smoothing", (41, 12), options={"label_smoothing": 0.1}),
-    _focal("smoothing-ignored", (41, 12), options={"label_smoothing": 0.3, "gamma": 0.5}, ignored=0.3),
+    _focal(
+        "smoothing-ignored", (41, 12), options={"label_smoothing": 0.3, "gamma": 0.5}, ignored=0.3
+    ),
     # Reductions and divisors.
     _focal("sum", (41, 12), options={"reduction": "sum"}),
     _focal("none", (41, 12), options={"reduction": "none"}, ignored=0.2),
@@ -172,7 +208,13 @@ CASES = [
     # Layouts.
     _focal("transposed", (9, 6, 11), layout="transposed"),
     _focal("transposed-dense", (9, 6, 11), layout="transposed", target="binary"),
-    _focal("channels-last", (2, 6, 5, 9), layout="channels_last", target="soft", target_dtype=torch.float32),
+    _focal(
+        "channels-last",
+        (2, 6, 5, 9),
+        layout="channels_last",
+        target="soft",
+        target_dtype=torch.float32,
+    ),
     _focal("channels-last-index", (2, 6, 5, 9), layout="channels_last"),
     _focal("sliced", (31, 18), layout="sliced"),
     _focal("expanded", (31, 18), layout="expanded"),
@@ -180,7 +222,14 @@ CASES = [
     _focal("offset-dense", (31, 83), layout="offset", target="binary", target_dtype=torch.uint8),
     # Logits at the ends of the number range, and where the two branches of the logistic meet.
     *(
-        _focal(f"extreme-{t}-gamma-{g}", (8, 64), logits="extreme", target=t, target_dtype=d, options={"gamma": g})
+        _focal(
+            f"extreme-{t}-gamma-{g}",
+            (8, 64),
+            logits="extreme",
+            target=t,
+            target_dtype=d,
+            options={"gamma": g},
+        )
         for g in (0.5, 2.0)
         for t, d in (("index", torch.int64), ("soft", torch.float32))
     ),

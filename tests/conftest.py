@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+import fusedloss
 import pytest
 import torch
 from emulated import load_testing_module
-
-import fusedloss
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
 collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
@@ -17,7 +16,9 @@ collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
 
 def pytest_report_header() -> str:
     """What this run can and cannot test."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none, test_cuda.py left out"
+    gpu = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "none, test_cuda.py left out"
+    )
     return f"fusedloss {fusedloss.__version__}, torch {torch.__version__}, GPU: {gpu}"
 
 

@@ -118,7 +118,8 @@ class SigmoidFocal:
             "logits": _view(input, sizes),
             "target": target_view,
             "normalizer": 0 if self.normalizer is None else self.normalizer.data_ptr(),
-            "normalizer_value": 0.0 if normalizer is None or self.normalizer is not None
+            "normalizer_value": 0.0
+            if normalizer is None or self.normalizer is not None
             else float(normalizer),
             "side_value": -1.0 if alpha is None or self.alpha is not None else float(alpha),
             "ignore_index": options.get("ignore_index", -100),
@@ -177,7 +178,10 @@ class SigmoidFocal:
         sizes = self.call["sizes"]
         with device_memory(self.module, grad, grad_output, scale):
             self.module.scale_gradient(
-                sizes, _view(grad, sizes), _view(grad_output, sizes), _view(grad, sizes),
+                sizes,
+                _view(grad, sizes),
+                _view(grad_output, sizes),
+                _view(grad, sizes),
                 scale.data_ptr(),
             )
         return grad

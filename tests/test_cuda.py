@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import fusedloss
 import pytest
 import torch
 from cases import Case
 from test_losses import _check, _expected, _upstream, each_case, each_dtype, each_schedule
 from torch import Tensor
-
-import fusedloss
 
 pytestmark = pytest.mark.gpu
 
@@ -24,8 +23,6 @@ def test_cuda(case: Case, dtype: torch.dtype, schedule: str) -> None:
         loss = case.loss.function(x, target.cuda(), **options)
         (grad,) = torch.autograd.grad(loss, x, _upstream(loss.cpu()).cuda())
     _check(case, loss.detach().cpu(), grad.cpu(), exact, eager)
-
-
 
 
 def test_out_of_range_label_raises_in_debug_only() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import fusedloss
 import pytest
 import torch
 from cases import BY_NAME, CASES, Case
 from tolerances import check_close, check_gradient
 from torch import Tensor
-
-import fusedloss
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SCHEDULES = ("recompute", "forward")
@@ -27,7 +26,9 @@ def _upstream(loss: Tensor) -> Tensor:
     return torch.rand(loss.shape, generator=generator).to(loss) + 0.5
 
 
-def _eager(case: Case, input: Tensor, target: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _eager(
+    case: Case, input: Tensor, target: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
     x = input.detach().clone().requires_grad_()
     loss = case.loss.reference(x, target, **options)
     (grad,) = torch.autograd.grad(loss, x, _upstream(loss))
@@ -44,7 +45,13 @@ def _expected(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
     return input, target, options, exact, _eager(case, input, target, options)
 
 
-def _check(case: Case, loss: Tensor, grad: Tensor, exact: tuple[Tensor, Tensor], eager: tuple[Tensor, Tensor]) -> None:
+def _check(
+    case: Case,
+    loss: Tensor,
+    grad: Tensor,
+    exact: tuple[Tensor, Tensor],
+    eager: tuple[Tensor, Tensor],
+) -> None:
     check_close(f"{case.name} loss", loss, exact[0], eager[0])
     check_gradient(f"{case.name} gradient", grad, exact[1], eager[1])
 
@@ -66,9 +73,7 @@ def test_native(case: Case, dtype: torch.dtype, schedule: str) -> None:
 @each_schedule
 @each_dtype
 @each_case
-def test_emulated_cuda(
-    case: Case, dtype: torch.dtype, schedule: str, emulator: ModuleType
-) -> None:
+def test_emulated_cuda(case: Case, dtype: torch.dtype, schedule: str, emulator: ModuleType) -> None:
     input, target, options, exact, eager = _expected(case, dtype)
     # Without counters, on small inputs with the race check: the traffic has a test of its own.
     emulator.configure(count=False, race_check=input.numel() < 3000, seed=len(case.name))
@@ -127,19 +132,22 @@ def test_bad_logits_show_as_in_eager(value: float, emulator: ModuleType) -> None
     target = torch.tensor([[0.0, 1.0, 1.0]])
     eager = fusedloss.reference.sigmoid_focal_loss(x, target, reduction="none")
     native = fusedloss.sigmoid_focal_loss(x, target, reduction="none")
-    emulated, _ = BY_NAME["focal-none"].loss.emulated(
-        emulator, x, target, reduction="none"
-    ).run("recompute")
+    emulated, _ = (
+        BY_NAME["focal-none"].loss.emulated(emulator, x, target, reduction="none").run("recompute")
+    )
     assert torch.equal(torch.isnan(native), torch.isnan(emulated))
-    assert torch.equal(native[:, [0, 2]], fusedloss.sigmoid_focal_loss(
-        x[:, [0, 2]], target[:, [0, 2]], reduction="none"
-    ))
+    assert torch.equal(
+        native[:, [0, 2]],
+        fusedloss.sigmoid_focal_loss(x[:, [0, 2]], target[:, [0, 2]], reduction="none"),
+    )
     assert not torch.isfinite(eager[0, 1]) or not torch.isnan(torch.tensor(value))
     assert torch.isnan(native[0, 1]) or native[0, 1] >= 0
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_ignored_elements_have_no_effect_whatever_their_logit(index: bool, emulator: ModuleType) -> None:
+def test_ignored_elements_have_no_effect_whatever_their_logit(
+    index: bool, emulator: ModuleType
+) -> None:
     emulator.configure(count=False)
     x = torch.randn(6, 5)
     target = torch.tensor([0, 1, -100, 5, -100, 2]) if index else torch.rand(6, 5)
@@ -169,8 +177,8 @@ def test_out_of_range_label(label: int, emulator: ModuleType) -> None:
         fusedloss.sigmoid_focal_loss(x, target)
     # On a GPU nothing waits for the device: the row's loss is NaN, the others are right.
     emulator.configure(count=False)
-    loss, _ = BY_NAME["focal-none"].loss.emulated(emulator, x, target, reduction="none").run(
-        "recompute"
+    loss, _ = (
+        BY_NAME["focal-none"].loss.emulated(emulator, x, target, reduction="none").run("recompute")
     )
     assert torch.isnan(loss[2]).all()
     assert torch.isfinite(loss[[0, 1, 3, 4, 5]]).all()

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import fusedloss
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-
-import fusedloss
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -76,16 +75,22 @@ class Function:
         return f"{self.name}[{self.low:g},{self.high:g}]"
 
 
+# The whole domain, then the stretch where the error is largest, more densely.
 FUNCTIONS = [
-    Function("exp", -86.97, 88.72, np.exp, 1.3),
-    Function("exp", -1e-3, 1e-3, np.exp, 0.8),
-    Function("log", float(np.nextafter(np.float32(0), np.float32(1))), LARGEST, np.log, 0.9),
+    Function("exp", -86.97, 88.72, np.exp, 1.35),
+    Function("exp", 32.0, 88.72, np.exp, 1.35),
+    Function("log", 1e-45, LARGEST, np.log, 0.9),
     Function("log", 0.5, 2.0, np.log, 0.9),
-    Function("log1p_unit", 0.0, 1.0, np.log1p, 1.8),
-    Function("sigmoid", -CUT, 0.0, exact_sigmoid, 2.5),
-    Function("sigmoid", 0.0, LARGEST, exact_sigmoid, 1.5),
-    Function("softplus", -CUT, 0.0, exact_softplus, 2.8),
-    Function("softplus", 0.0, LARGEST, exact_softplus, 1.6),
+    Function("log1p_unit", 0.0, 1.0, np.log1p, 2.2),
+    Function("log1p_unit", 0.5, 1.0, np.log1p, 2.2),
+    Function("sigmoid", -CUT, 0.0, exact_sigmoid, 3.1),
+    Function("sigmoid", -16.0, -0.5, exact_sigmoid, 3.1),
+    Function("sigmoid", 0.0, LARGEST, exact_sigmoid, 1.6),
+    Function("sigmoid", 0.5, 20.0, exact_sigmoid, 1.6),
+    Function("softplus", -CUT, 0.0, exact_softplus, 3.1),
+    Function("softplus", -4.0, -0.01, exact_softplus, 3.1),
+    Function("softplus", 0.0, LARGEST, exact_softplus, 3.1),
+    Function("softplus", 0.01, 4.0, exact_softplus, 3.1),
 ]
 
 
@@ -249,7 +254,7 @@ def library(x: Floats, **options: Any) -> tuple[Floats, Floats]:
 def test_error_in_the_library_at_the_cpu_level_in_use() -> None:
     # The test module is compiled for the baseline; the library's vector versions contract to FMA.
     # gamma = 0 against the target 0 is softplus, and its gradient the sigmoid.
-    for low, high, bounds in ((-CUT, 0.0, (2.8, 2.5)), (0.0, LARGEST, (1.6, 1.5))):
+    for low, high, bounds in ((-CUT, 0.0, (3.1, 3.1)), (0.0, LARGEST, (3.1, 1.6))):
         x = sample(low, high)
         loss, grad = library(x, gamma=0.0)
         wide = x.astype(np.float64)
@@ -258,7 +263,7 @@ def test_error_in_the_library_at_the_cpu_level_in_use() -> None:
         report(f"library sigmoid {where}", x.size, ulps(grad, exact_sigmoid(wide)), x, bounds[1])
 
 
-@pytest.mark.parametrize(("gamma", "bound"), [(2.0, 8.0), (0.5, 40.0), (1.5, 60.0)])
+@pytest.mark.parametrize(("gamma", "bound"), [(2.0, 9.0), (0.5, 9.0), (1.5, 32.0)])
 def test_error_of_the_loss_itself_in_ulp(gamma: float, bound: float) -> None:
     x = sample(-20.0, LARGEST)
     loss, _ = library(x, gamma=gamma)

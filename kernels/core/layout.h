@@ -11,16 +11,16 @@ namespace fusedloss {
 
 constexpr int kMaxDims = 12;
 
-// A tensor as the kernels see it: strides in elements, one for each dimension of the iteration space
-// (0 where it is broadcast). data == nullptr means "absent".
+// A tensor as the kernels see it: strides in elements, one for each dimension of the iteration
+// space (0 where it is broadcast). data == nullptr means "absent".
 struct TensorView {
   void* data;
   DType dtype;
   int64_t strides[kMaxDims];
 };
 
-// The iteration space. Dimension ndim-1 is walked innermost. `class_dim` is the dimension that numbers
-// the classes, or -1 (also when there is one class only).
+// The iteration space. Dimension ndim-1 is walked innermost. `class_dim` is the dimension that
+// numbers the classes, or -1 (also when there is one class only).
 struct Shape {
   int ndim;
   int class_dim;
@@ -50,8 +50,8 @@ inline bool is_constant(const Shape& shape, const TensorView& view) {
 
 // Reorders the dimensions so that `views[0]` is walked in memory order, and merges neighbours that
 // every view walks as one. The class dimension is never merged with another. Order within the
-// iteration space carries no meaning for a pointwise loss, so any dense layout (channels-last, permuted)
-// becomes the contiguous one.
+// iteration space carries no meaning for a pointwise loss, so any dense layout (channels-last,
+// permuted) becomes the contiguous one.
 inline void simplify(Shape& shape, TensorView* const* views, int num_views) {
   const auto swap_dims = [&](int i, int j) {
     std::swap(shape.sizes[i], shape.sizes[j]);
@@ -61,12 +61,13 @@ inline void simplify(Shape& shape, TensorView* const* views, int num_views) {
     else if (shape.class_dim == j)
       shape.class_dim = i;
   };
-  // Insertion sort by the first view's stride, large to small; stable, and broadcast or single-element
-  // dimensions stay where they are.
+  // Insertion sort by the first view's stride, large to small; stable, and broadcast or
+  // single-element dimensions stay where they are.
   for (int i = 1; i < shape.ndim; ++i) {
     for (int j = i; j > 0; --j) {
       const int64_t outer = views[0]->strides[j - 1], inner = views[0]->strides[j];
-      const bool movable = shape.sizes[j] != 1 && shape.sizes[j - 1] != 1 && outer != 0 && inner != 0;
+      const bool movable =
+          shape.sizes[j] != 1 && shape.sizes[j - 1] != 1 && outer != 0 && inner != 0;
       if (!movable || outer >= inner) break;
       swap_dims(j - 1, j);
     }

@@ -9,9 +9,9 @@
 #endif
 
 // CPU engine functions are compiled once per level; the loader picks the best one the CPU has. The
-// functors they call are always inlined, so each version vectorises them at its own width. Where the
-// compiler has no function multi-versioning (or a sanitizer runs before the loader's resolvers could)
-// the baseline alone is built.
+// functors they call are always inlined, so each version vectorises them at its own width. Where
+// the compiler has no function multi-versioning (or a sanitizer runs before the loader's resolvers
+// could) the baseline alone is built.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__) && !defined(__clang__) && \
     !defined(FUSEDLOSS_BASELINE_ONLY)
 #define FUSEDLOSS_CPU_LEVELS \

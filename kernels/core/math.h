@@ -5,10 +5,11 @@
 // domain and listed in docs/numerics.md. Coefficients are minimax fits in fp64 (Remez exchange),
 // rounded to float. double: the C library, for tests and double-precision users.
 //
-// On a GPU exp, log and the reciprocal are CUDA's own (1 to 2 ulp), which use the special-function unit.
+// On a GPU exp, log and the reciprocal are CUDA's own (1 to 2 ulp), which use the special-function
+// unit.
 //
-// NaN propagates through every function. Selections are written `condition ? a : b` on plain values,
-// which compilers turn into blends.
+// NaN propagates through every function. Selections are written `condition ? a : b` on plain
+// values, which compilers turn into blends.
 #pragma once
 
 #include <cmath>
@@ -39,7 +40,8 @@ FUSEDLOSS_HD float exp(float x) {
   return ::expf(x);
 #else
   constexpr float kLog2E = 1.44269504f, kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  constexpr float kRound =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const float bounded = x > 89.0f ? 89.0f : x;
   const float shifted = bounded * kLog2E + kRound;
   const float n = shifted - kRound;
@@ -116,9 +118,7 @@ FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
 FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
 FUSEDLOSS_HD double log(double x) { return ::log(x); }
 
-FUSEDLOSS_HD float abs(float x) {
-  return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
-}
+FUSEDLOSS_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
 FUSEDLOSS_HD double abs(double x) { return ::fabs(x); }
 
 // The largest |x| at which e^-|x| and its products with numbers in [1/2, 1] stay normal.
@@ -189,7 +189,8 @@ struct IntegerPower {
   }
 };
 
-// Any exponent >= 0. q must be at least the smallest normal number, which keeps both results finite.
+// Any exponent >= 0. q must be at least the smallest normal number, which keeps both results
+// finite.
 template <class T>
 struct RealPower {
   T gamma;
@@ -199,8 +200,8 @@ struct RealPower {
   }
 };
 
-// Any exponent, the integers up to 3 by multiplication. The choice is the same for all elements, so on a
-// GPU the branch costs next to nothing and one kernel serves every exponent.
+// Any exponent, the integers up to 3 by multiplication. The choice is the same for all elements, so
+// on a GPU the branch costs next to nothing and one kernel serves every exponent.
 template <class T>
 struct SwitchedPower {
   T gamma;

@@ -14,7 +14,18 @@
 
 namespace fusedloss {
 
-enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kInt16, kUInt8, kInt8, kBool };
+enum class DType : int32_t {
+  kFloat32,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt64,
+  kInt32,
+  kInt16,
+  kUInt8,
+  kInt8,
+  kBool
+};
 
 struct Float16 {
   uint16_t bits;
@@ -41,7 +52,8 @@ FUSEDLOSS_HD float to_float(BFloat16 h) {
 
 FUSEDLOSS_HD BFloat16 to_bfloat16(float f) {
   const uint32_t bits = bit_cast<uint32_t>(f);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
   return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
 }

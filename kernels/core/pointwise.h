@@ -6,8 +6,8 @@
 
 namespace fusedloss {
 
-// One element of a pointwise loss. `side` is the loss's own per-class or broadcast parameter (alpha for
-// focal), `weight` multiplies the loss.
+// One element of a pointwise loss. `side` is the loss's own per-class or broadcast parameter (alpha
+// for focal), `weight` multiplies the loss.
 template <class T>
 struct Element {
   T logit, target, side, weight;
@@ -24,8 +24,8 @@ enum class Pass { kLoss, kLossAndGrad, kGrad };
 
 enum class Reduction : int32_t { kNone, kSum, kMean };
 
-// One call. All views share `shape`, the logits' own. Absent side inputs have data == nullptr and take
-// the constant beside them. Class-index targets have stride 0 along shape.class_dim.
+// One call. All views share `shape`, the logits' own. Absent side inputs have data == nullptr and
+// take the constant beside them. Class-index targets have stride 0 along shape.class_dim.
 struct PointwiseCall {
   Shape shape;
   TensorView logits;
@@ -35,9 +35,12 @@ struct PointwiseCall {
   TensorView grad_output;  // backward; elementwise or constant
   TensorView loss;         // forward with Reduction::kNone: elementwise; else one number
   TensorView grad;         // gradient of the logits, or absent in a forward that keeps none
-  const void* normalizer;  // divisor of the mean: one accumulator-typed number where the logits live,
-  double normalizer_value;  // or, where that is nullptr, this number if positive, else the valid count
-  void* scale;  // one accumulator-typed number: forward writes what backward has still to multiply by
+  const void*
+      normalizer;  // divisor of the mean: one accumulator-typed number where the logits live,
+  double
+      normalizer_value;  // or, where that is nullptr, this number if positive, else the valid count
+  void*
+      scale;  // one accumulator-typed number: forward writes what backward has still to multiply by
   void* workspace;  // pointwise_workspace_bytes() bytes where the logits live
   double side_value;
   int64_t ignore_index;
@@ -67,7 +70,8 @@ FUSEDLOSS_HD bool has_normalizer(const PointwiseCall& call) {
   return call.normalizer != nullptr || call.normalizer_value > 0.0;
 }
 
-// What a pass found. A bad label is one outside [-1, num_classes]; the first in memory order is kept.
+// What a pass found. A bad label is one outside [-1, num_classes]; the first in memory order is
+// kept.
 struct PointwiseReport {
   bool bad_label = false;
   int64_t label = 0;

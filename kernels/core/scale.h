@@ -5,8 +5,8 @@
 
 namespace fusedloss {
 
-// out = grad * grad_output * scale. grad_output is elementwise or constant. `out` may be `grad`; then
-// memory stays untouched where the factor is exactly 1.
+// out = grad * grad_output * scale. grad_output is elementwise or constant. `out` may be `grad`;
+// then memory stays untouched where the factor is exactly 1.
 struct ScaleCall {
   Shape shape;
   TensorView grad;

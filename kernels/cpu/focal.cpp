@@ -6,8 +6,8 @@
 namespace fusedloss {
 namespace {
 
-// Calls run(functor) with the functor for this exponent: the small integers are compiled in, so that
-// they cost multiplications; every other exponent takes a logarithm and an exponential.
+// Calls run(functor) with the functor for this exponent: the small integers are compiled in, so
+// that they cost multiplications; every other exponent takes a logarithm and an exponential.
 template <class T, class Run>
 auto with_power(const FocalOptions& options, const Run& run) {
   const auto with = [&](auto power) {
@@ -26,9 +26,8 @@ PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalO
                                          const cpu::Threads& threads) {
   return cpu::with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
-    return with_power<Accumulator<X>>(options, [&](const auto& loss) {
-      return cpu::pointwise_forward<X>(call, loss, threads);
-    });
+    return with_power<Accumulator<X>>(
+        options, [&](const auto& loss) { return cpu::pointwise_forward<X>(call, loss, threads); });
   });
 }
 
@@ -36,9 +35,8 @@ void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& opt
                               const cpu::Threads& threads) {
   cpu::with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
-    with_power<Accumulator<X>>(options, [&](const auto& loss) {
-      cpu::pointwise_backward<X>(call, loss, threads);
-    });
+    with_power<Accumulator<X>>(
+        options, [&](const auto& loss) { cpu::pointwise_backward<X>(call, loss, threads); });
   });
 }
 

@@ -1,7 +1,7 @@
 // The pointwise engine on the CPU: any functor of ../core/pointwise.h over tensors of any layout.
 //
-// A task (tasks.h) walks blocks of kBlock elements that live in L1 (stage.h): it brings the inputs into
-// shape, runs the functor over them in one vectorised loop, and stores what comes out.
+// A task (tasks.h) walks blocks of kBlock elements that live in L1 (stage.h): it brings the inputs
+// into shape, runs the functor over them in one vectorised loop, and stores what comes out.
 #pragma once
 
 #include <vector>
@@ -15,10 +15,10 @@ namespace fusedloss::cpu {
 // The hot loop: logits and gradients of type X, arithmetic in T.
 template <Pass kPass, class X, class T, class Loss>
 FUSEDLOSS_CPU_LEVELS void evaluate_block(const Loss loss, const X* __restrict logit,
-                                      const T* __restrict target, const T* __restrict side,
-                                      const T* __restrict weight, const T* __restrict upstream,
-                                      T scale, int64_t count, T* __restrict loss_out,
-                                      X* __restrict grad_out) {
+                                         const T* __restrict target, const T* __restrict side,
+                                         const T* __restrict weight, const T* __restrict upstream,
+                                         T scale, int64_t count, T* __restrict loss_out,
+                                         X* __restrict grad_out) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const ValueGrad<T> v = loss(Element<T>{to<T>(logit[i]), target[i], side[i], weight[i]});
@@ -67,8 +67,8 @@ struct BlockInputs {
   int64_t valid;
 };
 
-// Reads blocks of one call. Ignored elements get logit 0 and weight 0, so that the hot loop need not
-// know of them and their logits (NaN included) have no effect.
+// Reads blocks of one call. Ignored elements get logit 0 and weight 0, so that the hot loop need
+// not know of them and their logits (NaN included) have no effect.
 template <class X, class T>
 class PointwiseReader {
  public:
@@ -81,7 +81,7 @@ class PointwiseReader {
         upstream_(call.shape, call.grad_output, upstream) {}
 
   BlockInputs<X, T> read(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
-                      PointwiseReport& report) const {
+                         PointwiseReport& report) const {
     BlockInputs<X, T> in;
     in.logit = logit_.read(begin, count, buffers.logit, buffers.fresh);
     in.side = side_.read(begin, count, buffers.side, buffers.fresh);
@@ -119,8 +119,7 @@ class PointwiseReader {
         const auto* label = labels + offset_of(shape, call_.target, run.index);
         if (shape.class_dim == last) {
           const int64_t position = run.offset_in_block - run.index[last];
-          place(*label, position, run.offset_in_block, run.length, count,
-                buffers, in, report);
+          place(*label, position, run.offset_in_block, run.length, count, buffers, in, report);
           return;
         }
         const int64_t this_class = shape.class_dim < 0 ? 0 : run.index[shape.class_dim];
@@ -163,8 +162,8 @@ class PointwiseReader {
 };
 
 template <Pass kPass, class X, class T, class Loss>
-TaskTotals run_task(const PointwiseCall& call, const Loss& loss, const PointwiseReader<X, T>& reader,
-                    T scale, int64_t begin, int64_t end) {
+TaskTotals run_task(const PointwiseCall& call, const Loss& loss,
+                    const PointwiseReader<X, T>& reader, T scale, int64_t begin, int64_t end) {
   const bool keeps_losses = kPass != Pass::kGrad && call.reduction == Reduction::kNone;
   const BlockWriter<T> loss_writer(call.shape, keeps_losses ? call.loss : TensorView{});
   const BlockWriter<X> grad_writer(call.shape, call.grad);
@@ -197,8 +196,7 @@ inline int64_t count_valid_labels(const PointwiseCall& call, const Threads& thre
       for_each_run(rows, begin, end - begin, [&](const Run& run) {
         const auto* label = labels + offset_of(rows, call.target, run.index);
         const int64_t stride = call.target.strides[rows.ndim - 1];
-        for (int64_t i = 0; i < run.length; ++i)
-          found += label[i * stride] == call.ignore_index;
+        for (int64_t i = 0; i < run.length; ++i) found += label[i * stride] == call.ignore_index;
       });
     });
     ignored[task] = found;
@@ -215,12 +213,12 @@ double given_divisor(const PointwiseCall& call) {
                                     : call.normalizer_value;
 }
 
-// What the mean divides by, as the gradient written in forward assumes it (see design.md, "prescale").
+// What the mean divides by, as the gradient written in forward assumes it (see design.md,
+// "prescale").
 template <class T>
 double expected_divisor(const PointwiseCall& call, const Threads& threads) {
   if (has_normalizer(call)) return given_divisor<T>(call);
-  return static_cast<double>(call.indexed ? count_valid_labels(call, threads)
-                                          : call.shape.numel());
+  return static_cast<double>(call.indexed ? count_valid_labels(call, threads) : call.shape.numel());
 }
 
 template <class X, class Loss>
@@ -236,9 +234,8 @@ PointwiseReport pointwise_forward(PointwiseCall call, const Loss& loss, const Th
   const PointwiseReader<X, T> reader(call, T(1));
   std::vector<TaskTotals> slots(num_tasks(numel));
   for_each_task(numel, threads, [&](int64_t task, int64_t begin, int64_t end) {
-    slots[task] = with_grad
-                      ? run_task<Pass::kLossAndGrad>(call, loss, reader, scale, begin, end)
-                      : run_task<Pass::kLoss>(call, loss, reader, scale, begin, end);
+    slots[task] = with_grad ? run_task<Pass::kLossAndGrad>(call, loss, reader, scale, begin, end)
+                            : run_task<Pass::kLoss>(call, loss, reader, scale, begin, end);
   });
   TaskTotals total;
   for (const TaskTotals& slot : slots) {

@@ -20,8 +20,8 @@ void scale_gradient(ScaleCall call, const cpu::Threads& threads) {
   simplify(call.shape, views, 3);
   const T scale = *static_cast<const T*>(call.scale);
   const cpu::BlockReader<T> factor(call.shape, call.grad_output, T(1));
-  const bool untouched = call.out.data == call.grad.data && factor.constant() &&
-                         factor.value() * scale == T(1);
+  const bool untouched =
+      call.out.data == call.grad.data && factor.constant() && factor.value() * scale == T(1);
   if (untouched) return;
   const cpu::BlockReader<X> grad(call.shape, call.grad, X{});
   const cpu::BlockWriter<X> out(call.shape, call.out);
@@ -41,9 +41,8 @@ void scale_gradient(ScaleCall call, const cpu::Threads& threads) {
 }  // namespace
 
 void launch_scale_gradient(const ScaleCall& call, const cpu::Threads& threads) {
-  cpu::with_logit_type(call.grad.dtype, [&](auto zero) {
-    scale_gradient<decltype(zero)>(call, threads);
-  });
+  cpu::with_logit_type(call.grad.dtype,
+                       [&](auto zero) { scale_gradient<decltype(zero)>(call, threads); });
 }
 
 }  // namespace fusedloss

@@ -1,7 +1,7 @@
-// Staging: the CPU engines compute on short contiguous blocks that live in L1. A tensor that already
-// is such a block of the wanted element type is used in place; anything else (another type, strides,
-// broadcasts) is copied block by block. So a hot loop exists once per type of the logits, whatever the
-// tensors look like.
+// Staging: the CPU engines compute on short contiguous blocks that live in L1. A tensor that
+// already is such a block of the wanted element type is used in place; anything else (another type,
+// strides, broadcasts) is copied block by block. So a hot loop exists once per type of the logits,
+// whatever the tensors look like.
 #pragma once
 
 #include <cstdint>
@@ -79,16 +79,26 @@ FUSEDLOSS_CPU_LEVELS void convert_out(const From* __restrict source, int64_t cou
 template <class F>
 inline void with_typed_data(const TensorView& view, const F& f) {
   switch (view.dtype) {
-    case DType::kFloat32: return f(static_cast<float*>(view.data));
-    case DType::kFloat64: return f(static_cast<double*>(view.data));
-    case DType::kFloat16: return f(static_cast<Float16*>(view.data));
-    case DType::kBFloat16: return f(static_cast<BFloat16*>(view.data));
-    case DType::kInt64: return f(static_cast<int64_t*>(view.data));
-    case DType::kInt32: return f(static_cast<int32_t*>(view.data));
-    case DType::kInt16: return f(static_cast<int16_t*>(view.data));
-    case DType::kUInt8: return f(static_cast<uint8_t*>(view.data));
-    case DType::kInt8: return f(static_cast<int8_t*>(view.data));
-    case DType::kBool: return f(static_cast<bool*>(view.data));
+    case DType::kFloat32:
+      return f(static_cast<float*>(view.data));
+    case DType::kFloat64:
+      return f(static_cast<double*>(view.data));
+    case DType::kFloat16:
+      return f(static_cast<Float16*>(view.data));
+    case DType::kBFloat16:
+      return f(static_cast<BFloat16*>(view.data));
+    case DType::kInt64:
+      return f(static_cast<int64_t*>(view.data));
+    case DType::kInt32:
+      return f(static_cast<int32_t*>(view.data));
+    case DType::kInt16:
+      return f(static_cast<int16_t*>(view.data));
+    case DType::kUInt8:
+      return f(static_cast<uint8_t*>(view.data));
+    case DType::kInt8:
+      return f(static_cast<int8_t*>(view.data));
+    case DType::kBool:
+      return f(static_cast<bool*>(view.data));
   }
 }
 
@@ -96,10 +106,14 @@ inline void with_typed_data(const TensorView& view, const F& f) {
 template <class F>
 inline auto with_logit_type(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::kFloat64: return f(double{});
-    case DType::kFloat16: return f(Float16{});
-    case DType::kBFloat16: return f(BFloat16{});
-    default: return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kFloat16:
+      return f(Float16{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
   }
 }
 
@@ -107,10 +121,14 @@ inline auto with_logit_type(DType dtype, const F& f) {
 template <class F>
 inline void with_typed_labels(const TensorView& view, const F& f) {
   switch (view.dtype) {
-    case DType::kInt64: return f(static_cast<const int64_t*>(view.data));
-    case DType::kInt32: return f(static_cast<const int32_t*>(view.data));
-    case DType::kInt16: return f(static_cast<const int16_t*>(view.data));
-    default: return f(static_cast<const uint8_t*>(view.data));
+    case DType::kInt64:
+      return f(static_cast<const int64_t*>(view.data));
+    case DType::kInt32:
+      return f(static_cast<const int32_t*>(view.data));
+    case DType::kInt16:
+      return f(static_cast<const int16_t*>(view.data));
+    default:
+      return f(static_cast<const uint8_t*>(view.data));
   }
 }
 
@@ -167,8 +185,8 @@ class BlockReader {
   bool constant() const { return kind_ == Kind::kConstant; }
   T value() const { return constant_; }
 
-  // `buffer` (kBlock values) belongs to this operand for the whole task; `fresh` is true on the task's
-  // first block, or after someone wrote into the buffer.
+  // `buffer` (kBlock values) belongs to this operand for the whole task; `fresh` is true on the
+  // task's first block, or after someone wrote into the buffer.
   const T* read(int64_t begin, int64_t count, T* buffer, bool fresh) const {
     if (kind_ == Kind::kInPlace) return static_cast<const T*>(view_.data) + begin;
     if (kind_ == Kind::kCopy) {
@@ -200,8 +218,7 @@ class BlockWriter {
     return in_place_ ? static_cast<T*>(view_.data) + begin : buffer;
   }
   void finish(int64_t begin, int64_t count, const T* buffer) const {
-    if (!in_place_ && view_.data != nullptr)
-      copy_out(shape_, view_, linear_, begin, count, buffer);
+    if (!in_place_ && view_.data != nullptr) copy_out(shape_, view_, linear_, begin, count, buffer);
   }
 
  private:

@@ -13,8 +13,8 @@ constexpr int64_t kTasksPerThread = 2;  // below this much work another thread d
 
 inline int64_t num_tasks(int64_t numel) { return (numel + kTask - 1) / kTask; }
 
-// Calls body(task, begin, end) for every task. Each task leaves its sums in its own slot and the caller
-// adds the slots in order, so results are bitwise equal for any thread count.
+// Calls body(task, begin, end) for every task. Each task leaves its sums in its own slot and the
+// caller adds the slots in order, so results are bitwise equal for any thread count.
 template <class Body>
 inline void for_each_task(int64_t numel, const Threads& threads, const Body& body) {
   threads.run(num_tasks(numel), kTasksPerThread, [&](int64_t first, int64_t last) {

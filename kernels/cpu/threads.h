@@ -5,8 +5,9 @@
 
 namespace fusedloss::cpu {
 
-// Calls body(begin, end, context) over disjoint ranges that cover [0, count). Results must not depend
-// on how the range is cut: the engines give every task its own slot and combine the slots in order.
+// Calls body(begin, end, context) over disjoint ranges that cover [0, count). Results must not
+// depend on how the range is cut: the engines give every task its own slot and combine the slots in
+// order.
 struct Threads {
   void (*parallel_for)(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*),
                        void* context);

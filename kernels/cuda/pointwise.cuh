@@ -1,10 +1,11 @@
 // The pointwise engine on CUDA: any functor of ../core/pointwise.h.
 //
-// Two walks. `linear_kernel` takes logits that are dense in memory (in any order of dimensions): each
-// thread moves kVectorsPerThread vectors of V elements with 16-byte accesses, the unaligned head and
-// tail of the tensor go to single threads of block 0. `strided_kernel` takes everything else, element
-// by element. A forward with a sum or mean writes one BlockTotals a block, and `finish_kernel` adds
-// them in order: two launches, no atomics, no host synchronisation. A backward is one launch.
+// Two walks. `linear_kernel` takes logits that are dense in memory (in any order of dimensions):
+// each thread moves kVectorsPerThread vectors of V elements with 16-byte accesses, the unaligned
+// head and tail of the tensor go to single threads of block 0. `strided_kernel` takes everything
+// else, element by element. A forward with a sum or mean writes one BlockTotals a block, and
+// `finish_kernel` adds them in order: two launches, no atomics, no host synchronisation. A backward
+// is one launch.
 #pragma once
 
 #include "../core/pointwise.h"
@@ -37,7 +38,8 @@ struct LinearPlan {
   SideOperand<T> side, weight, upstream;
 };
 
-// What the mean divides by, as the gradient written in forward assumes it (see design.md, "prescale").
+// What the mean divides by, as the gradient written in forward assumes it (see design.md,
+// "prescale").
 template <class T>
 __device__ __forceinline__ T expected_divisor(const PointwiseCall& call) {
   if (call.reduction != Reduction::kMean || !call.prescale) return T(1);
@@ -95,7 +97,7 @@ template <int V, class T>
 __device__ __forceinline__ void load_side(const SideOperand<T>& side, int64_t element, int64_t row,
                                           int64_t this_class, int64_t classes, T (&out)[V]) {
   if (side.follows == Follows::kElement) return load_vector<V>(side.data + element, out);
-  T value = side.data == nullptr               ? side.constant
+  T value = side.data == nullptr              ? side.constant
             : side.follows == Follows::kClass ? __ldg(side.data + this_class)
             : side.follows == Follows::kRow   ? __ldg(side.data + row)
                                               : __ldg(side.data);
@@ -143,7 +145,8 @@ __device__ __forceinline__ void fetch(const PointwiseCall& call, const LinearPla
 }
 
 // V elements that lie together: the aligned vectors with V as large as memory allows, the head and
-// tail with V = 1. The arithmetic goes in steps of at most 4, which keeps registers at half occupancy.
+// tail with V = 1. The arithmetic goes in steps of at most 4, which keeps registers at half
+// occupancy.
 template <Pass kPass, int V, class X, class Loss>
 __device__ __forceinline__ void process(const PointwiseCall& call,
                                         const LinearPlan<typename Loss::value_type>& plan,
@@ -273,9 +276,8 @@ __global__ void __launch_bounds__(kPointwiseThreads, kBlocksPerMultiprocessor)
                                     : static_cast<T>(call.side_value);
     f.element.weight =
         call.weight.data ? load_one<T>(call.weight.data, call.weight.dtype, at.weight) : T(1);
-    f.upstream = kPass == Pass::kGrad
-                     ? static_cast<const T*>(call.grad_output.data)[at.upstream]
-                     : T(1);
+    f.upstream =
+        kPass == Pass::kGrad ? static_cast<const T*>(call.grad_output.data)[at.upstream] : T(1);
     if (call.indexed) {
       apply_label(call, load_label(call.target.data, call.target.dtype, at.target), at.this_class,
                   f);

@@ -1,4 +1,5 @@
-// The pointwise engine on CUDA, host side: which walk a call takes, with which vectors, and its launches.
+// The pointwise engine on CUDA, host side: which walk a call takes, with which vectors, and its
+// launches.
 #pragma once
 
 #include "pointwise.cuh"
@@ -43,7 +44,8 @@ bool plan_linear(const PointwiseCall& call, LinearPlan<T>& plan) {
   const auto fits = [&](const TensorView& view) {
     return view.data == nullptr || (is_linear(shape, view) && is_aligned(view, plan.head, V));
   };
-  const bool elementwise_loss = call.reduction == Reduction::kNone && call.grad_output.data == nullptr;
+  const bool elementwise_loss =
+      call.reduction == Reduction::kNone && call.grad_output.data == nullptr;
   if (!fits(call.grad) || (elementwise_loss && !fits(call.loss))) return false;
   if (!call.indexed && !fits(call.target)) return false;
 
@@ -66,9 +68,7 @@ bool plan_linear(const PointwiseCall& call, LinearPlan<T>& plan) {
   plan.classes = shape.ndim == 2 ? shape.sizes[1] : plan.numel;
   if (call.indexed && shape.class_dim < 0) plan.classes = 1;
   if (call.indexed && shape.class_dim != shape.ndim - 1 && plan.classes != 1) return false;
-  if (call.indexed && plan.classes != plan.numel &&
-      call.target.strides[0] != 1)
-    return false;
+  if (call.indexed && plan.classes != plan.numel && call.target.strides[0] != 1) return false;
   plan.by_classes = Divider(plan.classes);
 
   plan.head = plan.head < plan.numel ? plan.head : plan.numel;
@@ -129,10 +129,14 @@ void pointwise_backward(PointwiseCall call, const Loss& loss, cudaStream_t strea
 template <class F>
 void with_logit_type(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::kFloat64: return f(double{});
-    case DType::kFloat16: return f(Float16{});
-    case DType::kBFloat16: return f(BFloat16{});
-    default: return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kFloat16:
+      return f(Float16{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
   }
 }
 

@@ -1,5 +1,6 @@
-// Scaling of a finished gradient on CUDA: one launch; where the factor is 1 and the result goes where
-// the gradient lies, the blocks leave at once and no memory moves. The decision is the device's.
+// Scaling of a finished gradient on CUDA: one launch; where the factor is 1 and the result goes
+// where the gradient lies, the blocks leave at once and no memory moves. The decision is the
+// device's.
 #include "scale.h"
 
 #include "launch.cuh"
@@ -16,7 +17,8 @@ template <int V, class X>
 __global__ void __launch_bounds__(kThreads)
     scale_linear_kernel(const __grid_constant__ ScaleCall call, int64_t numel) {
   using T = Accumulator<X>;
-  const T factor = *static_cast<const T*>(call.grad_output.data) * *static_cast<const T*>(call.scale);
+  const T factor =
+      *static_cast<const T*>(call.grad_output.data) * *static_cast<const T*>(call.scale);
   if (call.out.data == call.grad.data && factor == T(1)) return;
   const X* grad = static_cast<const X*>(call.grad.data);
   X* out = static_cast<X*>(call.out.data);
@@ -47,8 +49,8 @@ __global__ void __launch_bounds__(kThreads)
     factor_at += index * call.grad_output.strides[d];
     to_at += index * call.out.strides[d];
   }
-  const T factor = static_cast<const T*>(call.grad_output.data)[factor_at] *
-                   *static_cast<const T*>(call.scale);
+  const T factor =
+      static_cast<const T*>(call.grad_output.data)[factor_at] * *static_cast<const T*>(call.scale);
   const T grad = to<T>(static_cast<const X*>(call.grad.data)[from_at]);
   static_cast<X*>(call.out.data)[to_at] = from<X>(grad * factor);
 }
@@ -77,10 +79,14 @@ void scale_gradient(ScaleCall call, cudaStream_t stream) {
 
 void launch_scale_gradient(const ScaleCall& call, cudaStream_t stream) {
   switch (call.grad.dtype) {
-    case DType::kFloat64: return cuda::scale_gradient<double>(call, stream);
-    case DType::kFloat16: return cuda::scale_gradient<Float16>(call, stream);
-    case DType::kBFloat16: return cuda::scale_gradient<BFloat16>(call, stream);
-    default: return cuda::scale_gradient<float>(call, stream);
+    case DType::kFloat64:
+      return cuda::scale_gradient<double>(call, stream);
+    case DType::kFloat16:
+      return cuda::scale_gradient<Float16>(call, stream);
+    case DType::kBFloat16:
+      return cuda::scale_gradient<BFloat16>(call, stream);
+    default:
+      return cuda::scale_gradient<float>(call, stream);
   }
 }
 

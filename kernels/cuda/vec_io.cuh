@@ -76,15 +76,24 @@ __device__ __forceinline__ void load_converted(const void* data, int64_t at, T (
 template <int V, class T>
 __device__ __forceinline__ void load_as(const void* data, DType dtype, int64_t at, T (&out)[V]) {
   switch (dtype) {
-    case DType::kFloat32: return load_converted<V, float>(data, at, out);
-    case DType::kFloat64: return load_converted<V, double>(data, at, out);
-    case DType::kFloat16: return load_converted<V, Float16>(data, at, out);
-    case DType::kBFloat16: return load_converted<V, BFloat16>(data, at, out);
-    case DType::kInt64: return load_converted<V, int64_t>(data, at, out);
-    case DType::kInt32: return load_converted<V, int32_t>(data, at, out);
-    case DType::kInt16: return load_converted<V, int16_t>(data, at, out);
-    case DType::kInt8: return load_converted<V, int8_t>(data, at, out);
-    default: return load_converted<V, uint8_t>(data, at, out);  // uint8 and bool
+    case DType::kFloat32:
+      return load_converted<V, float>(data, at, out);
+    case DType::kFloat64:
+      return load_converted<V, double>(data, at, out);
+    case DType::kFloat16:
+      return load_converted<V, Float16>(data, at, out);
+    case DType::kBFloat16:
+      return load_converted<V, BFloat16>(data, at, out);
+    case DType::kInt64:
+      return load_converted<V, int64_t>(data, at, out);
+    case DType::kInt32:
+      return load_converted<V, int32_t>(data, at, out);
+    case DType::kInt16:
+      return load_converted<V, int16_t>(data, at, out);
+    case DType::kInt8:
+      return load_converted<V, int8_t>(data, at, out);
+    default:
+      return load_converted<V, uint8_t>(data, at, out);  // uint8 and bool
   }
 }
 
@@ -99,10 +108,14 @@ __device__ __forceinline__ T load_one(const void* data, DType dtype, int64_t at)
 // One class index of any label dtype.
 __device__ __forceinline__ int64_t load_label(const void* data, DType dtype, int64_t at) {
   switch (dtype) {
-    case DType::kInt64: return static_cast<const int64_t*>(data)[at];
-    case DType::kInt32: return static_cast<const int32_t*>(data)[at];
-    case DType::kInt16: return static_cast<const int16_t*>(data)[at];
-    default: return static_cast<const uint8_t*>(data)[at];
+    case DType::kInt64:
+      return static_cast<const int64_t*>(data)[at];
+    case DType::kInt32:
+      return static_cast<const int32_t*>(data)[at];
+    case DType::kInt16:
+      return static_cast<const int16_t*>(data)[at];
+    default:
+      return static_cast<const uint8_t*>(data)[at];
   }
 }
 

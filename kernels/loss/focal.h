@@ -8,14 +8,15 @@
 //                                   ce = -t' log p - (1 - t') log(1 - p)
 //
 // Written with u = e^-|x| and r = 1/(1+u) (the two tails of the logistic, both exact), and with the
-// target's weight a on the tail that the logit favours against (a = 1-t' for x >= 0, else t'; b = 1-a):
+// target's weight a on the tail that the logit favours against (a = 1-t' for x >= 0, else t'; b =
+// 1-a):
 //
 //   q  = r (a + b u)                ce = |x| a + log(1 + u)
 //   dq/dx = s r^2 u (a - b)         dce/dx = s r (a - b u)                 s = sign(x)
 //   dL/dx = w A s r [ q^gamma (a - b u) + gamma q^(gamma-1) r u (a - b) ce ]
 //
-// Nothing cancels and nothing divides by a vanishing probability: for hard targets the right side has
-// a = 0, where q^(gamma-1) u stays finite for every gamma >= 0 because u is never 0.
+// Nothing cancels and nothing divides by a vanishing probability: for hard targets the right side
+// has a = 0, where q^(gamma-1) u stays finite for every gamma >= 0 because u is never 0.
 #pragma once
 
 #include "../core/math.h"
@@ -53,8 +54,8 @@ struct SigmoidFocal {
     const T balance = in.side * t + (T(1) - in.side) * (T(1) - t);
     const T weight = in.weight * (in.side < T(0) ? T(1) : balance);
 
-    const T slope = focus.value * (a - b * s.small) +
-                    focus.derivative * (s.large * s.small) * (a - b) * ce;
+    const T slope =
+        focus.value * (a - b * s.small) + focus.derivative * (s.large * s.small) * (a - b) * ce;
     return {weight * focus.value * ce, weight * (s.positive ? s.large : -s.large) * slope};
   }
 };

@@ -69,7 +69,7 @@ class SigmoidFocal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        input, target, alpha, weight, normalizer, scale, grad = ctx.saved_tensors
+        input, target, alpha, weight, _, scale, grad = ctx.saved_tensors
         rest = (None,) * 6
         if grad_output is None:
             return None, *rest
@@ -98,5 +98,5 @@ def _differentiable_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
         normalizer=normalizer if normalizer is not None else args.normalizer or None,
         reduction=("none", "sum", "mean")[args.reduction],
     )
-    (grad,) = torch.autograd.grad(loss, input, grad_output, create_graph=True)
+    grad: Tensor = torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
     return grad

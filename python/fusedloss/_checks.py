@@ -36,9 +36,7 @@ def tensor(
 def same_device(function: str, name: str, value: Tensor, input: Tensor) -> None:
     """Every tensor must lie where the logits lie."""
     if value.device != input.device:
-        raise ValueError(
-            f"{function}: {name} is on {value.device}, but input is on {input.device}"
-        )
+        raise ValueError(f"{function}: {name} is on {value.device}, but input is on {input.device}")
 
 
 def logits(function: str, input: object) -> Tensor:

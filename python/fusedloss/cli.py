@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "bench":
         from .benchmarks.run import main as bench
 
-        return bench(rest)
+        status: int = bench(rest)
+        return status
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     print(show_config())

@@ -7,7 +7,7 @@ derivatives and gradients of arguments other than the logits. Half logits are co
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks

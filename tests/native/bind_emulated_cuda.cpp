@@ -1,5 +1,5 @@
-// The CUDA launchers, running on the emulator, over raw addresses. tests/emulated.py calls them the way
-// csrc/ does with tensors.
+// The CUDA launchers, running on the emulator, over raw addresses. tests/emulated.py calls them the
+// way csrc/ does with tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -67,9 +67,8 @@ PointwiseCall make_call(const py::dict& given) {
 }  // namespace
 
 void bind_emulated_cuda(py::module_& m) {
-  m.def("pointwise_workspace_bytes", [](const py::dict& given) {
-    return pointwise_workspace_bytes(make_call(given), nullptr);
-  });
+  m.def("pointwise_workspace_bytes",
+        [](const py::dict& given) { return pointwise_workspace_bytes(make_call(given), nullptr); });
   m.def("sigmoid_focal_fwd", [](const py::dict& given, double gamma, double label_smoothing) {
     launch_sigmoid_focal_fwd(make_call(given), {gamma, label_smoothing}, nullptr);
   });

@@ -1,4 +1,5 @@
-// The elementary functions of kernels/core over arrays, and the half conversions, for tests/test_math.py.
+// The elementary functions of kernels/core over arrays, and the half conversions, for
+// tests/test_math.py.
 #include <pybind11/numpy.h>
 
 #include "../../kernels/core/math.h"
@@ -26,8 +27,10 @@ using Bits = py::array_t<uint16_t, py::array::c_style | py::array::forcecast>;
 }  // namespace
 
 void bind_math(py::module_& m) {
-  m.def("exp", [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::exp(v); }); });
-  m.def("log", [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::log(v); }); });
+  m.def("exp",
+        [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::exp(v); }); });
+  m.def("log",
+        [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::log(v); }); });
   m.def("log1p_unit",
         [](const Floats& x) { return map<float>(x, [](float v) { return log1p_unit(v); }); });
   m.def("sigmoid",
@@ -40,8 +43,9 @@ void bind_math(py::module_& m) {
   m.def("power_derivative", [](const Floats& x, float gamma) {
     return map<float>(x, [gamma](float v) { return SwitchedPower<float>(gamma)(v).derivative; });
   });
-  m.def("half_to_float",
-        [](const Bits& x) { return map<float>(x, [](uint16_t v) { return to_float(Float16{v}); }); });
+  m.def("half_to_float", [](const Bits& x) {
+    return map<float>(x, [](uint16_t v) { return to_float(Float16{v}); });
+  });
   m.def("float_to_half", [](const Floats& x) {
     return map<uint16_t>(x, [](float v) { return to_float16(v).bits; });
   });

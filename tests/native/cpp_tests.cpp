@@ -73,7 +73,8 @@ struct Problem {
 };
 
 void test_focal_values() {
-  for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {513, 80}, {3, 20000}}) {
+  for (const auto& [rows, classes] :
+       {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {513, 80}, {3, 20000}}) {
     Problem problem(rows, classes);
     launch_sigmoid_focal_fwd(problem.call(), {2.0, 0.0}, plain_loop());
     double wanted = 0;
@@ -131,10 +132,12 @@ void test_simplify() {
   simplify(shape, views, 2);
   expect(shape.ndim == 1 && shape.sizes[0] == 210 && x.strides[0] == 1, "channels-last is dense");
   Shape rows{3, 2, {4, 6, 10}};
-  TensorView logits{nullptr, DType::kFloat32, {60, 10, 1}}, labels{nullptr, DType::kInt64, {6, 1, 0}};
+  TensorView logits{nullptr, DType::kFloat32, {60, 10, 1}},
+      labels{nullptr, DType::kInt64, {6, 1, 0}};
   TensorView* both[] = {&logits, &labels};
   simplify(rows, both, 2);
-  expect(rows.ndim == 2 && rows.sizes[0] == 24 && rows.class_dim == 1, "rows merge, classes do not");
+  expect(rows.ndim == 2 && rows.sizes[0] == 24 && rows.class_dim == 1,
+         "rows merge, classes do not");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The torch-free test module: the emulator, the CUDA launchers that run on it, the scalar functions.
+// The torch-free test module: the emulator, the CUDA launchers that run on it, the scalar
+// functions.
 #include "../emu/bind_emulator.h"
 #include "bind.h"
 

@@ -1,0 +1,93 @@
+# Everything a newcomer needs on a machine with Python 3.10+, make and g++ (nvcc optional):
+#
+#   make demo     train a small detector with fused and with eager focal loss, side by side
+#   make test     build everything and run all tests
+#   make bench    time fusedloss against eager, torch.compile and torchvision
+#   make lint     formatting and types
+#
+# Each creates .venv, installs what is missing and builds; a second run only does what changed.
+# Variables: PYTHON, TORCH (the torch to install), VENV, PYTEST_ARGS, BENCH_ARGS, DEMO_ARGS; and
+# FUSEDLOSS_CUDA, TORCH_CUDA_ARCH_LIST, which setup.py explains.
+
+PYTHON ?= python3
+TORCH ?= torch==2.14.1
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+CMAKE_BUILD ?= build/cmake
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+export PATH := $(BIN):$(PATH)
+
+SOURCES := setup.py pyproject.toml $(shell find csrc kernels -type f)
+CMAKE_SOURCES := CMakeLists.txt $(shell find kernels tests/emu tests/native -type f -not -name '*.pyc')
+# Another torch or another wish about CUDA is another installation.
+INSTALLED := $(VENV)/.installed-$(TORCH)
+BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)
+
+.PHONY: all build cmake test sanitize demo bench lint format clean
+.DELETE_ON_ERROR:
+
+all: build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+
+$(INSTALLED): $(VENV)/bin/python pyproject.toml
+	@echo "installing $(TORCH) and the tools into $(VENV)"
+	$(PIP) "$(TORCH)" "setuptools>=77" wheel build ninja cmake "pybind11>=2.13" numpy
+	$(PIP) "pytest>=8" "hypothesis>=6.100" "expecttest>=0.2" "scikit-learn>=1.3" "matplotlib>=3.7"
+	@rm -f $(VENV)/.installed-* $(VENV)/.built-*
+	@touch "$@"
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo "building the native library (CUDA kernels where nvcc and a CUDA torch are found)"
+	$(PIP) --no-build-isolation --no-deps -e .
+	@rm -f $(VENV)/.built-*
+	@touch "$@"
+
+build: $(BUILT)
+
+$(CMAKE_BUILD)/.built: $(INSTALLED) $(CMAKE_SOURCES)
+	cmake -S . -B $(CMAKE_BUILD) -G Ninja -DPython_EXECUTABLE=$(BIN)/python > $(CMAKE_BUILD).log || (cat $(CMAKE_BUILD).log; exit 1)
+	cmake --build $(CMAKE_BUILD)
+	@touch "$@"
+
+cmake: $(CMAKE_BUILD)/.built
+
+test: build cmake
+	ctest --test-dir $(CMAKE_BUILD) --output-on-failure
+	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+# The C++ tests under the address and undefined-behaviour sanitizers.
+sanitize: $(INSTALLED)
+	cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(BIN)/python \
+	  -DFUSEDLOSS_SANITIZE=address,undefined -DFUSEDLOSS_EMU_SELFTEST=OFF > /dev/null
+	cmake --build build/sanitize --target fusedloss_cpp_tests
+	ctest --test-dir build/sanitize --output-on-failure
+
+demo: build
+	$(BIN)/python -m fusedloss demo $(DEMO_ARGS)
+
+bench: build cmake
+	-$(PIP) "$(TORCH)" torchvision
+	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
+	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
+
+LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
+CXX_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null)
+
+lint: $(INSTALLED)
+	@$(PIP) $(LINT_TOOLS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(INSTALLED)
+	@$(PIP) $(LINT_TOOLS)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist python/*.egg-info python/fusedloss/_C*.so

@@ -1,0 +1,70 @@
+"""Writes what is known of the CUDA kernels without a GPU, for the benchmark's report.
+
+python tests/cuda_report.py build/cuda_facts.json
+python -m fusedloss bench --cuda-facts build/cuda_facts.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cuda_traffic
+import ptxas
+from emulated import load_testing_module
+
+
+def traffic_rows() -> list[dict[str, Any]]:
+    """One row for each pass of each workload, in the form that benchmarks/cuda_facts.py documents."""
+    module = load_testing_module()
+    rows = []
+    for workload in cuda_traffic.WORKLOADS:
+        for t in cuda_traffic.measure(module, workload):
+            if not t.least:
+                continue
+            row: dict[str, Any] = {
+                "kernel": "sigmoid focal",
+                "workload": f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} {workload.name}",
+                "pass": t.what,
+                "launches": t.launches,
+                "bytes_moved": t.moved,
+                "bytes_minimum": t.least,
+            }
+            if workload.target.dim() > 1:  # labels are shared by the threads of a row
+                row["full_sectors"] = t.full_sectors / t.sectors
+            rows.append(row)
+    return rows
+
+
+def compiler_rows() -> list[dict[str, Any]]:
+    """One row for each compiled kernel; none without nvcc."""
+    if ptxas.nvcc() is None:
+        return []
+    return [
+        {
+            "kernel": k.name,
+            "arch": k.architecture,
+            "registers": k.registers,
+            "spill_bytes": k.spill_bytes,
+            "shared_bytes": k.shared_bytes,
+            "occupancy": k.occupancy,
+        }
+        for k in ptxas.compiled_kernels()
+    ]
+
+
+def main() -> int:
+    """Writes the file named on the command line."""
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    path = Path(sys.argv[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(traffic_rows() + compiler_rows(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
