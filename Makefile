@@ -41,14 +41,16 @@ $(INSTALLED): $(VENV)/bin/python pyproject.toml
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "building the native library (CUDA kernels where nvcc and a CUDA torch are found)"
-	$(PIP) --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --no-deps -e .
 	@rm -f $(VENV)/.built-*
 	@touch "$@"
 
 build: $(BUILT)
 
 $(CMAKE_BUILD)/.built: $(INSTALLED) $(CMAKE_SOURCES)
-	cmake -S . -B $(CMAKE_BUILD) -G Ninja -DPython_EXECUTABLE=$(BIN)/python > $(CMAKE_BUILD).log || (cat $(CMAKE_BUILD).log; exit 1)
+	@mkdir -p $(CMAKE_BUILD)
+	cmake -S . -B $(CMAKE_BUILD) -G Ninja -DPython_EXECUTABLE=$(BIN)/python > $(CMAKE_BUILD)/configure.log \
+	  || (cat $(CMAKE_BUILD)/configure.log; exit 1)
 	cmake --build $(CMAKE_BUILD)
 	@touch "$@"
 

@@ -48,6 +48,7 @@ CPU_FLAGS = [
     "-fno-trapping-math",
     "-fvisibility=hidden",
     "-Wall",
+    "-g0",
 ]
 CUDA_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
 # One entry for each generation; ptxas code of 8.0 also runs on 8.7, of 12.0 on 12.1.

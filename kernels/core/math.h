@@ -34,18 +34,22 @@ FUSEDLOSS_HD To bit_cast(From from) {
   return to;
 }
 
-// e^x. Overflows to +inf where the true value does; results below 1.7e-38 (x < -86.98) are 0.
-FUSEDLOSS_HD float exp(float x) {
+// The smaller of the two; NaN where x is NaN. In this order it is one instruction on x86.
+template <class T>
+FUSEDLOSS_HD T at_most(T bound, T x) {
+  return bound < x ? bound : x;
+}
+
+// e^x for x in [-86.98, 89] or NaN; +inf where the true value overflows.
+FUSEDLOSS_HD float exp_bounded(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
 #else
   constexpr float kLog2E = 1.44269504f, kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
-  constexpr float kRound =
-      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const float bounded = x > 89.0f ? 89.0f : x;
-  const float shifted = bounded * kLog2E + kRound;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in low bits
+  const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
-  const float r = (bounded - n * kLn2Hi) - n * kLn2Lo;
+  const float r = (x - n * kLn2Hi) - n * kLn2Lo;
   // 2 e^r, so that the power of two below never needs an exponent beyond the largest.
   float p = 0.00276291973f;
   p = p * r + 0.0167374338f;
@@ -54,7 +58,16 @@ FUSEDLOSS_HD float exp(float x) {
   p = p * r + 0.999999869f;
   p = (p * r) * r + (2.0f * r + 2.0f);
   const uint32_t exponent = (bit_cast<uint32_t>(shifted) << 23) + (126u << 23);  // 2^(n-1)
-  return x < -86.98f ? 0.0f : p * bit_cast<float>(exponent);
+  return p * bit_cast<float>(exponent);
+#endif
+}
+
+// e^x. Overflows to +inf where the true value does; results below 1.7e-38 (x < -86.98) are 0.
+FUSEDLOSS_HD float exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  return x < -86.98f ? 0.0f : exp_bounded(at_most(89.0f, x));
 #endif
 }
 
@@ -115,6 +128,7 @@ FUSEDLOSS_HD float reciprocal(float x) {
 FUSEDLOSS_HD double reciprocal(double x) { return 1.0 / x; }
 
 FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
+FUSEDLOSS_HD double exp_bounded(double x) { return ::exp(x); }
 FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
 FUSEDLOSS_HD double log(double x) { return ::log(x); }
 
@@ -148,8 +162,7 @@ FUSEDLOSS_HD Logistic<T> logistic(T x) {
   Logistic<T> out;
   out.positive = x >= T(0);
   out.magnitude = abs(x);
-  const T cut = Saturation<T>::kLogit;
-  out.small = exp(-(out.magnitude > cut ? cut : out.magnitude));
+  out.small = exp_bounded(-at_most(Saturation<T>::kLogit, out.magnitude));
   out.large = reciprocal(T(1) + out.small);
   out.log_large = log1p_unit(out.small);
   return out;
