@@ -87,16 +87,20 @@ def _differentiable_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     """The gradient as a function that autograd can differentiate again."""
     input, target, alpha, weight, normalizer, _, _ = ctx.saved_tensors
     args: FocalArguments = ctx.arguments
-    loss = reference.sigmoid_focal_loss(
-        input,
-        target,
-        alpha=args.alpha if alpha is None else alpha,
-        gamma=args.gamma,
-        weight=weight,
-        ignore_index=args.ignore_index,
-        label_smoothing=args.label_smoothing,
-        normalizer=normalizer if normalizer is not None else args.normalizer or None,
-        reduction=("none", "sum", "mean")[args.reduction],
-    )
-    grad: Tensor = torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
+
+    def loss(x: Tensor) -> Tensor:
+        return reference.sigmoid_focal_loss(
+            x,
+            target,
+            alpha=args.alpha if alpha is None else alpha,
+            gamma=args.gamma,
+            weight=weight,
+            ignore_index=args.ignore_index,
+            label_smoothing=args.label_smoothing,
+            normalizer=normalizer if normalizer is not None else args.normalizer or None,
+            reduction=("none", "sum", "mean")[args.reduction],
+        )
+
+    # vjp rather than autograd.grad: it nests inside torch.func transforms as well.
+    grad: Tensor = torch.func.vjp(loss, input)[1](grad_output)[0]
     return grad

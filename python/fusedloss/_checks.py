@@ -64,7 +64,8 @@ def number(
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
     result = float(value)
     inside = low < result <= high if open_low else low <= result <= high
-    if not inside or (finite and math.isinf(result)):
+    # Comparisons only: they also work on the symbolic numbers of torch.compile.
+    if not inside or (finite and not -math.inf < result < math.inf):
         bound = f"> {low:g}" if open_low else f">= {low:g}"
         upper = "" if math.isinf(high) else f" and <= {high:g}"
         accepted = "finite numbers" if math.isinf(low) else f"finite numbers {bound}{upper}"
