@@ -17,13 +17,14 @@ void scale_into(const Tensor& grad, const Tensor& grad_output, const Tensor& sca
                 const Tensor& out) {
   STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(grad),
                   "scale_gradient: grad_output has not the dtype of the loss");
+  check_same_device(grad, grad_output);
   const Context context(grad);
   ScaleCall call{};
   call.shape = shape_of(grad);
   call.grad = view_of(grad, call.shape);
   call.grad_output = view_of(grad_output, call.shape);
   call.out = view_of(out, call.shape);
-  call.scale = scale.data_ptr();
+  call.scale = accumulator_scalar(scale, grad);
   launch_scale_gradient(call, context.executor());
 }
 

@@ -30,6 +30,9 @@ struct Arguments {
 };
 
 PointwiseCall make_call(const Arguments& args) {
+  for (const std::optional<Tensor>& other : {std::optional(args.target), args.alpha, args.weight})
+    check_same_device(args.input, other);
+  STD_TORCH_CHECK(args.reduction >= 0 && args.reduction <= 2, "sigmoid_focal: unknown reduction");
   const bool indexed = args.target.dim() + 1 == args.input.dim();
   PointwiseCall call{};
   call.shape = shape_of(args.input, indexed ? static_cast<int>(args.input.dim()) - 1 : -1);
@@ -42,7 +45,8 @@ PointwiseCall make_call(const Arguments& args) {
   call.ignore_index = args.ignore_index;
   call.num_classes = indexed ? args.input.size(args.input.dim() - 1) : 1;
   call.indexed = indexed;
-  call.normalizer = args.normalizer.has_value() ? args.normalizer->data_ptr() : nullptr;
+  if (args.normalizer.has_value())
+    call.normalizer = accumulator_scalar(*args.normalizer, args.input);
   call.normalizer_value = args.normalizer_value;
   call.reduction = static_cast<Reduction>(args.reduction);
   return call;
@@ -95,6 +99,7 @@ Tensor sigmoid_focal_bwd(Tensor grad_output, Tensor scale, Tensor input, Tensor 
                          double label_smoothing) {
   STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(input),
                   "sigmoid_focal_bwd: grad_output has not the dtype of the loss");
+  check_same_device(input, grad_output);
   const Arguments args{input,           target,      alpha, weight,
                        std::nullopt,    alpha_value, gamma, ignore_index,
                        label_smoothing, 0.0,         0};
@@ -103,7 +108,7 @@ Tensor sigmoid_focal_bwd(Tensor grad_output, Tensor scale, Tensor input, Tensor 
   Tensor grad = empty_as(input, input.scalar_type());
   call.grad_output = view_of(grad_output, call.shape);
   call.grad = view_of(grad, call.shape);
-  call.scale = scale.data_ptr();
+  call.scale = accumulator_scalar(scale, input);
   launch_sigmoid_focal_bwd(call, args.options(), context.executor());
   return grad;
 }

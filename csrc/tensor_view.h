@@ -94,11 +94,32 @@ inline TensorView view_of(const std::optional<Tensor>& tensor, const Shape& shap
   return tensor.has_value() ? view_of(*tensor, shape) : TensorView{};
 }
 
+inline void check_same_device(const Tensor& input, const std::optional<Tensor>& other) {
+  if (!other.has_value()) return;
+  STD_TORCH_CHECK(
+      other->is_cpu() == input.is_cpu() && other->get_device_index() == input.get_device_index(),
+      "fusedloss: a tensor argument is not on the device of the input");
+}
+
+// The one number of a scalar that the kernels read in their arithmetic type.
+inline void* accumulator_scalar(const Tensor& tensor, const Tensor& input) {
+  STD_TORCH_CHECK(tensor.numel() == 1 && tensor.scalar_type() == accumulator_of(input),
+                  "fusedloss: a scalar argument must hold one number of the loss's dtype");
+  check_same_device(input, tensor);
+  return tensor.data_ptr();
+}
+
+inline bool is_label_type(DType dtype) {
+  return dtype == DType::kInt64 || dtype == DType::kInt32 || dtype == DType::kInt16 ||
+         dtype == DType::kUInt8;
+}
+
 // `tensor` has the shape without its class dimension, over which it is broadcast.
 inline TensorView view_of_labels(const Tensor& tensor, const Shape& shape) {
   TensorView view{};
   view.data = tensor.data_ptr();
   view.dtype = dtype_of(tensor);
+  STD_TORCH_CHECK(is_label_type(view.dtype), "fusedloss: class indices of an unsupported dtype");
   STD_TORCH_CHECK(tensor.dim() == shape.ndim - 1, "fusedloss: target has the wrong dimensions");
   for (int d = 0, from = 0; d < shape.ndim; ++d) {
     if (d == shape.class_dim) continue;

@@ -345,6 +345,19 @@ def test_accepted_edges() -> None:
         {"weight": torch.ones(3, 1)},
     ):
         got = sigmoid_focal_loss(x, target, **options)  # type: ignore[arg-type]
-        wide = fusedloss.reference.sigmoid_focal_loss(x.double(), target, **options)  # type: ignore[arg-type]
+        with fusedloss.backend("reference"):
+            wide = sigmoid_focal_loss(x.double(), target, **options)  # type: ignore[arg-type]
         assert torch.isfinite(got)
         torch.testing.assert_close(got.double(), wide, rtol=2e-5, atol=1e-12, msg=str(options))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_alpha_of_one_element_where_the_input_has_no_dimensions(reduction: str) -> None:
+    x, target = torch.tensor(0.3), torch.tensor(1.0)
+    expected = sigmoid_focal_loss(x, target, alpha=0.6, reduction=reduction)
+    for backend in ("native", "reference"):
+        for alpha in (torch.tensor(0.6), torch.tensor([0.6])):
+            with fusedloss.backend(backend):
+                got = sigmoid_focal_loss(x, target, alpha=alpha, reduction=reduction)
+            assert got.shape == ()
+            torch.testing.assert_close(got, expected)

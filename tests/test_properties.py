@@ -7,10 +7,12 @@ check fails.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import fusedloss
 import torch
+from cases import SIGMOID_FOCAL
 from fusedloss import sigmoid_focal_loss
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -106,8 +108,7 @@ def random_options(
     draw: st.DrawFn, shape: list[int], dtype: torch.dtype, generator: torch.Generator
 ) -> dict[str, Any]:
     """Any legal combination of options."""
-    classes = shape[-1] if shape else 1
-    side = torch.float64 if dtype == torch.float64 else torch.float32
+    side = accumulator(dtype)
     options: dict[str, Any] = {
         "gamma": draw(st.sampled_from([0, 0.5, 1, 1.3, 2.0, 2.0, 3, 4, 5.5])),
         "alpha": draw(st.sampled_from([None, -1, 0, 0.25, 0.6, 1, "per class"])),
@@ -117,7 +118,7 @@ def random_options(
         "normalizer": draw(st.sampled_from([None, None, 3, 0.7, "tensor"])),
     }
     if options["alpha"] == "per class":
-        options["alpha"] = torch.rand(classes, generator=generator, dtype=side)
+        options["alpha"] = torch.rand(shape[-1:], generator=generator, dtype=side)
     if options["normalizer"] == "tensor":
         options["normalizer"] = torch.tensor(5, dtype=draw(st.sampled_from([side, torch.int64])))
     if draw(st.booleans()):
@@ -148,6 +149,11 @@ def draws(draw: st.DrawFn, dtype: torch.dtype | None = None, **fixed: Any) -> Dr
     schedule = draw(st.sampled_from(["recompute", "forward"]))
     how = f"{shape} {dtype} {layout} {order}, {kind} {target.dtype} {target_layout}, {options}"
     return Draw(input, target, options, schedule, upstream, f"{how}, {schedule}")
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of results for logits of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def evaluate(case: Draw, function: Any, input: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -183,6 +189,29 @@ def test_kernels_equal_the_float64_reference(case: Draw) -> None:
     exact = evaluate(case, function, case.input.double(), **wide)
     eager = evaluate(case, function, case.input)
     assert grad.dtype == case.input.dtype
+    check_close("loss", loss, exact[0], eager[0])
+    check_close("gradient", grad, exact[1], eager[1])
+
+
+@repeatable
+@given(draws(), st.integers(0, 1000))
+def test_emulated_cuda_equals_the_float64_reference(
+    emulator: ModuleType, case: Draw, seed: int
+) -> None:
+    assume(case.input.numel() <= 1500)
+    function = fusedloss.reference.sigmoid_focal_loss
+    if isinstance(case.options["normalizer"], Tensor):
+        case.options["normalizer"] = case.options["normalizer"].to(accumulator(case.input.dtype))
+    emulator.configure(count=False, race_check=seed % 4 == 0, seed=seed)
+    upstream = case.upstream.to(accumulator(case.input.dtype))
+    kernel = SIGMOID_FOCAL.emulated(emulator, case.input, case.target, **case.options)
+    loss, grad = kernel.run(case.schedule, upstream)
+    wide = {
+        name: value.double() if isinstance(value, Tensor) else value
+        for name, value in case.options.items()
+    }
+    exact = evaluate(case, function, case.input.double(), **wide)
+    eager = evaluate(case, function, case.input)
     check_close("loss", loss, exact[0], eager[0])
     check_close("gradient", grad, exact[1], eager[1])
 
@@ -302,6 +331,23 @@ def test_one_hot_targets_equal_class_indices(case: Draw) -> None:
     else:  # the divisor of the mean may be applied in another step
         assert close(dense, loss, 2)
         assert close(dense_grad, grad, 3)
+
+
+@repeatable
+@given(draws(), st.integers(1, 3))
+def test_both_schedules_and_any_thread_count_agree(case: Draw, threads: int) -> None:
+    loss, grad = native(case)
+    torch.set_num_threads(threads)
+    assert torch.equal(native(case)[0], loss)
+    assert torch.equal(native(case)[1], grad)
+    case.schedule = "recompute" if case.schedule == "forward" else "forward"
+    other, other_grad = native(case)
+    # The two loops are compiled apart, so products and sums may be fused differently.
+    assert close(other, loss, 4)
+    # The upstream gradient multiplies before or after the rounding to the logits' dtype.
+    unit = torch.finfo(grad.dtype).eps
+    bound = 2 * unit * grad.abs() + torch.finfo(grad.dtype).smallest_normal * unit
+    assert ((other_grad - grad).abs() <= bound).all()
 
 
 @repeatable
