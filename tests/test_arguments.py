@@ -1,9 +1,8 @@
-"""Wrong arguments: the error names the argument, what was given and what is accepted, before any work."""
+"""Wrong arguments: the error names the argument, what was given and what is accepted, at once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import fusedloss
@@ -36,18 +35,11 @@ def labels(dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.tensor([0, 3, 4]).to(dtype)
 
 
-def refused(
-    error: type[Exception],
-    message: str,
-    *args: Any,
-    function: Callable[..., Any] | None = None,
-    **kw: Any,
-) -> None:
+def refused(error: type[Exception], message: str, *args: Any, **options: Any) -> None:
     """The call raises `error` with all parts of `message` (split at |), on every backend."""
-    function = function or sigmoid_focal_loss
     for backend in ("auto", "native", "reference"):
         with fusedloss.backend(backend), NoWork(), pytest.raises(error) as caught:
-            function(*args, **kw)
+            sigmoid_focal_loss(*args, **options)
         text = str(caught.value)
         for part in ("sigmoid_focal_loss:", *message.split("|")):
             assert part in text, f"{part!r} is not in {text!r}"

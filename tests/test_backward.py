@@ -1,5 +1,5 @@
-"""What a training loop can do with a loss: any upstream gradient, repeated and nested backward passes,
-hooks, checkpoints, mixed precision, other arguments that need gradients, and the module form.
+"""What a training loop can do with a loss: any upstream gradient, repeated and nested backward
+passes, hooks, checkpoints, mixed precision, gradients of other arguments, and the module form.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def test_functional_gradients(schedule: str) -> None:
     plain = x.detach()
     with fusedloss.gradient_schedule(schedule):
         grad = torch.func.grad(lambda x: sigmoid_focal_loss(x, target))(plain)
-        value, pulled = torch.func.vjp(lambda x: sigmoid_focal_loss(x, target), plain)
+        value, pulled, *_ = torch.func.vjp(lambda x: sigmoid_focal_loss(x, target), plain)
         hessian_vector = torch.func.grad(
             lambda x: torch.func.grad(lambda x: sigmoid_focal_loss(x, target))(x).square().sum()
         )(plain)
@@ -271,7 +271,7 @@ def test_gradients_of_other_arguments(gamma: float, name: str, schedule: str) ->
     leaves = [x.requires_grad_(), *(values[n].requires_grad_() for n in names)]
 
     def function(x: Tensor, *given: Tensor) -> Tensor:
-        options = {**values, **dict(zip(names, given, strict=True))}
+        options: dict[str, Any] = {**values, **dict(zip(names, given, strict=True))}
         return sigmoid_focal_loss(x, options.pop("target"), gamma=gamma, **options)
 
     with fusedloss.gradient_schedule(schedule):

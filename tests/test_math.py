@@ -1,8 +1,8 @@
-"""Accuracy of the elementary functions that all kernels are built from, and of the half conversions.
+"""Accuracy of the elementary functions that kernels are built from, and of the half conversions.
 
 Errors are in units in the last place of the float32 result, against float64, over samples of all
-float bit patterns: every exponent, subnormals included. Each bound stands just above the measured maximum
-(`pytest -s` prints the table), so a worse coefficient or a lost rounding step fails.
+float bit patterns: every exponent, subnormals included. Each bound stands just above the measured
+maximum (`pytest -s` prints the table), so a worse coefficient or a lost rounding step fails.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def key(x: float) -> int:
 
 
 def sample(low: float, high: float, count: int = 2_000_000) -> Floats:
-    """About `count` floats evenly spread over those in [low, high], the ends, and special places."""
+    """About `count` floats, evenly spread over all in [low, high], the ends and special places."""
     step = max(1, (key(high) - key(low)) // count)
     keys = np.arange(key(low), key(high) + 1, step, dtype=np.int64)
     near = np.array([key(high), *(key(s * v) for s in (-1, 1) for v in (TINY, 0.5, 1.0, CUT))])
@@ -110,9 +110,9 @@ def test_error_in_ulp(function: Function, emulator: ModuleType) -> None:
     report(str(function), x.size, ulps(got, exact), x, function.bound)
 
 
-# (exponent, bound of the value, bound of the derivative). The small integers are products. The others
-# are e^(gamma log q), whose relative error grows with |gamma log q|: a rounding of that product is up
-# to 64 ulp of the result at the far end, where the result is near the smallest float.
+# (exponent, bound of the value, bound of the derivative). The small integers are products. The
+# others are e^(gamma log q), whose relative error grows with |gamma log q|: a rounding of that
+# product is up to 64 ulp of the result at the far end, near the smallest float.
 POWERS = [
     (0.0, 0.0, 0.0),
     (1.0, 0.0, 0.0),

@@ -1,6 +1,6 @@
 """Properties of the losses over generated shapes, layouts, dtypes and options.
 
-The examples are the same on every run. Each draw becomes a `Draw`, which says how it was made when a
+The examples are the same on every run. Each one is a `Draw`, which says how it was made when a
 check fails.
 """
 
@@ -129,13 +129,13 @@ def random_options(
 
 
 @st.composite
-def draws(draw: st.DrawFn, dtype: torch.dtype | None = None, **fixed: Any) -> Draw:
+def draws(draw: st.DrawFn, /, **fixed: Any) -> Draw:
     """Any legal call; `fixed` options are as given."""
     shape = draw(st.lists(SIZES, max_size=5))
     if len(shape) >= 2 and draw(st.integers(0, 5)) == 0:
         shape = [2, draw(st.sampled_from([700, 1024, 2049]))]
     assume(torch.Size(shape).numel() <= 6000)
-    dtype = dtype or draw(st.sampled_from(DTYPES))
+    dtype = draw(st.sampled_from(DTYPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     kind = draw(st.sampled_from(["index", "hard", "soft"] if shape else ["hard", "soft"]))
     layout, order = draw(st.sampled_from(LAYOUTS)), draw(st.permutations(range(len(shape))))
@@ -173,7 +173,7 @@ def native(case: Draw, **options: Any) -> tuple[Tensor, Tensor]:
 
 def without_ignored(case: Draw) -> Tensor:
     """Which elements count."""
-    keep = case.target != case.options["ignore_index"]
+    keep: Tensor = case.target != case.options["ignore_index"]
     return keep if keep.dim() == case.input.dim() else keep.unsqueeze(-1).expand_as(case.input)
 
 

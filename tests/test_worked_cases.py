@@ -1,7 +1,7 @@
 """Focal loss as others write it: each form is spelled out here and must agree with the library.
 
-The forms are the ones that users replace: on top of a BCE, on clipped probabilities, and torchvision's.
-The numeric examples were worked out apart from any of this code.
+The forms are the ones that users replace: on top of a BCE, on clipped probabilities, and
+torchvision's. The numeric examples were worked out apart from any of this code.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_on_top_of_binary_cross_entropy(backend: str, schedule: str) -> None:
 
 @each_backend
 def test_a_scalar_factor_multiplies_that_form(backend: str) -> None:
-    # Hand-written code often has one factor `alpha` for positives and negatives alike: a weight here.
+    # Hand-written code often has one factor `alpha` for positives and negatives alike: a weight.
     x, t = logits_and_targets(31, 7)
     bce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
     expected = (0.8 * (1 - torch.exp(-bce)) ** 2 * bce).mean()
@@ -95,7 +95,7 @@ def test_beyond_the_clipping_the_logits_keep_what_the_clip_destroys(backend: str
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     clipped = clipped_probability_form(torch.sigmoid(x), t, 0.5, 2.0).sum()
     (flat,) = torch.autograd.grad(clipped, x)
-    assert float(clipped) == pytest.approx(18.42, abs=0.01)  # -log(1e-8), not 25
+    assert float(clipped.detach()) == pytest.approx(18.42, abs=0.01)  # -log(1e-8), not 25
     assert flat.tolist() == [0.0, 0.0]
     with fusedloss.backend(backend):
         loss = fusedloss.sigmoid_focal_loss(x, t, alpha=0.5, reduction="sum")
@@ -172,8 +172,8 @@ def test_detector_recipe_with_one_hot_rows_and_a_positive_count(
         assert (got[1][~keep] == 0).all()
 
 
-# (logit, target, alpha, gamma, loss, derivative), from the definition in 30-digit arithmetic (mpmath,
-# derivative by finite differences at that precision). The first by hand: p = 1/2, so
+# (logit, target, alpha, gamma, loss, derivative), from the definition in 30-digit arithmetic
+# (mpmath, derivative by finite differences at that precision). The first by hand: p = 1/2, so
 # 1/4 * (1/2)^2 * log 2 = log(2) / 16 = 0.0433216987..., and the derivative is
 # -alpha (1-p)^2 ((1-p) + 2 p CE) = -1/4 * 1/4 * (1/2 + log 2) = -0.0745716987... The target 0 has
 # 1 - alpha = 3/4 instead: three times as much, the slope upwards.

@@ -143,5 +143,5 @@ def use_native(input: Tensor) -> bool:
         raise RuntimeError(f"backend: 'native' was asked for, but {reason}")
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
-        warnings.warn(f"{reason}; using the eager reference", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{reason}; using the eager reference", RuntimeWarning, stacklevel=4)
     return False

@@ -39,6 +39,17 @@ def same_device(function: str, name: str, value: Tensor, input: Tensor) -> None:
         raise ValueError(f"{function}: {name} is on {value.device}, but input is on {input.device}")
 
 
+def scalar(function: str, name: str, value: Tensor, input: Tensor) -> None:
+    """`value` holds one number, where the input lies or on the CPU."""
+    tensor(function, name, value)
+    if value.numel() != 1:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, accepted are one element"
+        )
+    if value.device.type != "cpu":
+        same_device(function, name, value, input)
+
+
 def logits(function: str, input: object) -> Tensor:
     """The first argument of every loss."""
     value = tensor(function, "input", input, LOGIT_DTYPES)
@@ -66,10 +77,10 @@ def number(
     inside = low < result <= high if open_low else low <= result <= high
     # Comparisons only: they also work on the symbolic numbers of torch.compile.
     if not inside or (finite and not -math.inf < result < math.inf):
-        bound = f"> {low:g}" if open_low else f">= {low:g}"
-        upper = "" if math.isinf(high) else f" and <= {high:g}"
-        accepted = "finite numbers" if math.isinf(low) else f"finite numbers {bound}{upper}"
-        raise ValueError(f"{function}: {name} is {result:g}, accepted are {accepted}")
+        bounds = [] if low == -math.inf else [f"> {low:g}" if open_low else f">= {low:g}"]
+        bounds += [] if high == math.inf else [f"<= {high:g}"]
+        accepted = " ".join([*(["finite"] if finite else []), "numbers", " and ".join(bounds)])
+        raise ValueError(f"{function}: {name} is {result:g}, accepted are {accepted.strip()}")
     return result
 
 
@@ -77,6 +88,8 @@ def integer(function: str, name: str, value: object) -> int:
     """`value` as an int (bools refused)."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{function}: {name} is {value}, accepted are integers of 64 bits")
     return value
 
 
@@ -92,8 +105,9 @@ def reduction(function: str, value: object) -> str:
 def broadcastable(function: str, name: str, value: Tensor, input: Tensor) -> None:
     """`value` must broadcast to the input's shape without enlarging it."""
     offset = input.dim() - value.dim()
+    # Written with ==, which symbolic sizes understand; `in` compares identity first.
     fits = offset >= 0 and all(
-        size in (1, input.size(offset + d)) for d, size in enumerate(value.shape)
+        size == 1 or size == input.size(offset + d) for d, size in enumerate(value.shape)
     )
     if not fits:
         raise ValueError(
@@ -102,10 +116,21 @@ def broadcastable(function: str, name: str, value: Tensor, input: Tensor) -> Non
         )
 
 
+def number_or_vector(function: str, name: str, value: Tensor) -> None:
+    """`value` has at most one dimension; whether its length fits is seen with the input."""
+    tensor(function, name, value)
+    if value.dim() > 1:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(value.shape)}, accepted are a number and a vector "
+            "with one entry for each class"
+        )
+
+
 def per_class(function: str, name: str, value: Tensor, input: Tensor) -> None:
     """`value` holds one number for each entry of the input's last dimension."""
     classes = input.size(-1) if input.dim() else 1
-    if value.dim() > 1 or (value.dim() == 1 and value.numel() not in (1, classes)):
+    fits = value.numel() == 1 or value.numel() == classes
+    if not fits:
         raise ValueError(
             f"{function}: {name} has shape {tuple(value.shape)}, accepted are a number and "
             f"({classes},), one for each entry of input's last dimension"

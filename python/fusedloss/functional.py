@@ -67,32 +67,42 @@ def sigmoid_focal_loss(
     name = "sigmoid_focal_loss"
     input = _checks.logits(name, input)
     target = _checks.elementwise_or_index_target(name, input, target)
-    for side_name, side in (("alpha", alpha), ("weight", weight), ("normalizer", normalizer)):
-        if isinstance(side, Tensor):
-            _checks.tensor(name, side_name, side)
+    alpha, gamma, ignore_index, label_smoothing, reduction = check_sigmoid_focal_options(
+        alpha, gamma, ignore_index, label_smoothing, reduction
+    )
     if isinstance(alpha, Tensor):
         _checks.same_device(name, "alpha", alpha, input)
         _checks.per_class(name, "alpha", alpha, input)
-    elif alpha is not None:
-        alpha = _checks.number(name, "alpha", alpha, high=1.0, finite=False)
-    gamma = _checks.number(name, "gamma", gamma, low=0.0)
     if weight is not None:
         weight = _checks.tensor(name, "weight", weight)
         _checks.same_device(name, "weight", weight, input)
         _checks.broadcastable(name, "weight", weight, input)
-    ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)
     if isinstance(normalizer, Tensor):
-        if normalizer.numel() != 1:
-            raise ValueError(
-                f"{name}: normalizer has shape {tuple(normalizer.shape)}, accepted are one element"
-            )
+        _checks.scalar(name, "normalizer", normalizer, input)
     elif normalizer is not None:
         normalizer = _checks.number(name, "normalizer", normalizer, low=0.0, open_low=True)
-    reduction = _checks.reduction(name, reduction)
     return _sigmoid_focal(
         input, target, alpha, gamma, weight, ignore_index, label_smoothing, normalizer, reduction
     )
+
+
+def check_sigmoid_focal_options(
+    alpha: float | Tensor | None,
+    gamma: float,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[float | Tensor | None, float, int, float, str]:
+    """The options that need no input to be checked, in their right types."""
+    name = "sigmoid_focal_loss"
+    if isinstance(alpha, Tensor):
+        _checks.number_or_vector(name, "alpha", alpha)
+    elif alpha is not None:
+        alpha = _checks.number(name, "alpha", alpha, high=1.0, finite=False)
+    gamma = _checks.number(name, "gamma", gamma, low=0.0)
+    ignore_index = _checks.integer(name, "ignore_index", ignore_index)
+    label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)
+    return alpha, gamma, ignore_index, label_smoothing, _checks.reduction(name, reduction)
 
 
 def _sigmoid_focal(
@@ -111,6 +121,8 @@ def _sigmoid_focal(
         label = _checks.first_bad_label(target, input.size(-1), ignore_index)
         if label is not None:
             raise _checks.background_label_error("sigmoid_focal_loss", label, input.size(-1))
+    if isinstance(alpha, Tensor) and input.dim() == 0:
+        alpha = alpha.reshape(())  # one number, like the input
     if isinstance(normalizer, Tensor):
         dtype = _ops.accumulator_dtype(input.dtype)
         normalizer = normalizer.reshape(()).to(device=input.device, dtype=dtype)
@@ -134,8 +146,7 @@ def _sigmoid_focal(
         normalizer=normalizer if isinstance(normalizer, float) else 0.0,
         reduction=_ops.REDUCTIONS[reduction],
     )
-    # A weight of the arithmetic's own dtype takes the fastest path on a GPU; per-class ones are tiny.
-    if isinstance(alpha, Tensor):
+    if isinstance(alpha, Tensor):  # tiny; in the arithmetic's own dtype it takes the fast path
         alpha = alpha.to(_ops.accumulator_dtype(input.dtype))
     with_grad = _differentiates(input) and _backend.gradient_in_forward(input)
     loss: Tensor = SigmoidFocal.apply(

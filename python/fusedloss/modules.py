@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from . import functional
@@ -37,9 +36,9 @@ class SigmoidFocalLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction = reduction
         # Wrong options are refused here rather than at the first batch.
-        classes = alpha.numel() if isinstance(alpha, Tensor) else 1
-        probe = torch.zeros(0, classes, device=alpha.device if isinstance(alpha, Tensor) else "cpu")
-        self(probe, probe)
+        functional.check_sigmoid_focal_options(
+            alpha, gamma, ignore_index, label_smoothing, reduction
+        )
 
     def forward(
         self,
