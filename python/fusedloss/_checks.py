@@ -130,7 +130,7 @@ def per_class(function: str, name: str, value: Tensor, input: Tensor) -> None:
     """`value` holds one number for each entry of the input's last dimension."""
     classes = input.size(-1) if input.dim() else 1
     fits = value.numel() == 1 or value.numel() == classes
-    if not fits:
+    if value.dim() > 1 or not fits:
         raise ValueError(
             f"{function}: {name} has shape {tuple(value.shape)}, accepted are a number and "
             f"({classes},), one for each entry of input's last dimension"

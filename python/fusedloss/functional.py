@@ -67,12 +67,12 @@ def sigmoid_focal_loss(
     name = "sigmoid_focal_loss"
     input = _checks.logits(name, input)
     target = _checks.elementwise_or_index_target(name, input, target)
+    if isinstance(alpha, Tensor):
+        _checks.per_class(name, "alpha", _checks.tensor(name, "alpha", alpha), input)
+        _checks.same_device(name, "alpha", alpha, input)
     alpha, gamma, ignore_index, label_smoothing, reduction = check_sigmoid_focal_options(
         alpha, gamma, ignore_index, label_smoothing, reduction
     )
-    if isinstance(alpha, Tensor):
-        _checks.same_device(name, "alpha", alpha, input)
-        _checks.per_class(name, "alpha", alpha, input)
     if weight is not None:
         weight = _checks.tensor(name, "weight", weight)
         _checks.same_device(name, "weight", weight, input)
