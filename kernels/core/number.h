@@ -140,6 +140,21 @@ FUSEDLOSS_HD To cast(From x) {
     return from<To>(to<Accumulator<To>>(x));
 }
 
+// Calls f with a value of the type that logits of this dtype are stored in.
+template <class F>
+inline auto with_logit_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kFloat16:
+      return f(Float16{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
 inline int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:

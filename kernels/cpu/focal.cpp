@@ -24,7 +24,7 @@ auto with_power(const FocalOptions& options, const Run& run) {
 
 PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
                                          const cpu::Threads& threads) {
-  return cpu::with_logit_type(call.logits.dtype, [&](auto zero) {
+  return with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     return with_power<Accumulator<X>>(
         options, [&](const auto& loss) { return cpu::pointwise_forward<X>(call, loss, threads); });
@@ -33,7 +33,7 @@ PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalO
 
 void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
                               const cpu::Threads& threads) {
-  cpu::with_logit_type(call.logits.dtype, [&](auto zero) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     with_power<Accumulator<X>>(
         options, [&](const auto& loss) { cpu::pointwise_backward<X>(call, loss, threads); });

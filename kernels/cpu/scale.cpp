@@ -41,8 +41,8 @@ void scale_gradient(ScaleCall call, const cpu::Threads& threads) {
 }  // namespace
 
 void launch_scale_gradient(const ScaleCall& call, const cpu::Threads& threads) {
-  cpu::with_logit_type(call.grad.dtype,
-                       [&](auto zero) { scale_gradient<decltype(zero)>(call, threads); });
+  with_logit_type(call.grad.dtype,
+                  [&](auto zero) { scale_gradient<decltype(zero)>(call, threads); });
 }
 
 }  // namespace fusedloss

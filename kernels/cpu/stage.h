@@ -102,21 +102,6 @@ inline void with_typed_data(const TensorView& view, const F& f) {
   }
 }
 
-// Calls f with a value of the type that logits of this dtype are stored in.
-template <class F>
-inline auto with_logit_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kFloat16:
-      return f(Float16{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-    default:
-      return f(float{});
-  }
-}
-
 // The same for class indices.
 template <class F>
 inline void with_typed_labels(const TensorView& view, const F& f) {

@@ -15,7 +15,7 @@ SigmoidFocal<T, SwitchedPower<T>> functor(const FocalOptions& options) {
 
 PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
                                          cudaStream_t stream) {
-  cuda::with_logit_type(call.logits.dtype, [&](auto zero) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     cuda::pointwise_forward<X>(call, functor<Accumulator<X>>(options), stream);
   });
@@ -24,7 +24,7 @@ PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalO
 
 void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
                               cudaStream_t stream) {
-  cuda::with_logit_type(call.logits.dtype, [&](auto zero) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     cuda::pointwise_backward<X>(call, functor<Accumulator<X>>(options), stream);
   });

@@ -125,19 +125,4 @@ void pointwise_backward(PointwiseCall call, const Loss& loss, cudaStream_t strea
   if (call.shape.numel() > 0) walk<Pass::kGrad, X>(call, loss, stream);
 }
 
-// Calls f with a value of the type that logits of this dtype are stored in.
-template <class F>
-void with_logit_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kFloat16:
-      return f(Float16{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-    default:
-      return f(float{});
-  }
-}
-
 }  // namespace fusedloss::cuda

@@ -78,16 +78,8 @@ void scale_gradient(ScaleCall call, cudaStream_t stream) {
 }  // namespace cuda
 
 void launch_scale_gradient(const ScaleCall& call, cudaStream_t stream) {
-  switch (call.grad.dtype) {
-    case DType::kFloat64:
-      return cuda::scale_gradient<double>(call, stream);
-    case DType::kFloat16:
-      return cuda::scale_gradient<Float16>(call, stream);
-    case DType::kBFloat16:
-      return cuda::scale_gradient<BFloat16>(call, stream);
-    default:
-      return cuda::scale_gradient<float>(call, stream);
-  }
+  with_logit_type(call.grad.dtype,
+                  [&](auto zero) { cuda::scale_gradient<decltype(zero)>(call, stream); });
 }
 
 }  // namespace fusedloss
