@@ -77,18 +77,19 @@ def title(row: Row) -> str:
 
 
 def evaluate(rows: Sequence[Row], bars: Sequence[FactBar] = FACT_BARS) -> list[Verdict]:
-    """Each limit on each row that has the figure."""
+    """Each limit over all rows that have the figure: the worst of them, by name."""
     verdicts = []
-    for row in rows:
-        for bar in bars:
-            value = figure(row, bar.figure)
-            if value is None:
-                continue
-            good = operator.ge(value, bar.limit) if bar.least else operator.le(value, bar.limit)
-            words = f"{title(row)}: {bar.figure} {'at least' if bar.least else 'at most'}"
-            verdicts.append(
-                Verdict(f"{words} {bar.limit:g}", "PASS" if good else "FAIL", value, bar.limit)
-            )
+    for bar in bars:
+        found = [
+            (value, title(row)) for row in rows if (value := figure(row, bar.figure)) is not None
+        ]
+        if not found:
+            continue
+        worst, where = min(found) if bar.least else max(found)
+        good = operator.ge(worst, bar.limit) if bar.least else operator.le(worst, bar.limit)
+        words = f"CUDA {bar.figure} {'at least' if bar.least else 'at most'} {bar.limit:g}"
+        label = f"{words} in all of {len(found)}, worst in {where}"
+        verdicts.append(Verdict(label, "PASS" if good else "FAIL", worst, bar.limit))
     return verdicts
 
 

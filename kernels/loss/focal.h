@@ -8,8 +8,8 @@
 //                                   ce = -t' log p - (1 - t') log(1 - p)
 //
 // Written with u = e^-|x| and r = 1/(1+u) (the two tails of the logistic, both exact), and with the
-// target's weight a on the tail that the logit favours against (a = 1-t' for x >= 0, else t'; b =
-// 1-a):
+// target's weight a on the tail that the logit speaks against (a = 1-t' for x >= 0, else t') and
+// b = 1-a:
 //
 //   q  = r (a + b u)                ce = |x| a + log(1 + u)
 //   dq/dx = s r^2 u (a - b)         dce/dx = s r (a - b u)                 s = sign(x)
