@@ -183,3 +183,25 @@ def test_out_of_range_label(label: int, emulator: ModuleType) -> None:
     )
     assert torch.isnan(loss[2]).all()
     assert torch.isfinite(loss[[0, 1, 3, 4, 5]]).all()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_offsets_beyond_32_bits(indexed: bool, emulator: ModuleType) -> None:
+    """Two rows 2^31 elements apart: 4 GiB of address space, of which two pages are touched."""
+    store = torch.empty(2**31 + 64, dtype=torch.float16)
+    x = store.as_strided((2, 40), (2**31, 1))
+    x.copy_(torch.randn(2, 40))
+    target = torch.tensor([3, 39]) if indexed else (torch.rand(2, 40) < 0.5)
+    near = x.clone().requires_grad_()
+    expected = fusedloss.sigmoid_focal_loss(near, target)
+    (grad,) = torch.autograd.grad(expected, near)
+    far = x.detach().requires_grad_()
+    loss = fusedloss.sigmoid_focal_loss(far, target)
+    assert torch.equal(loss, expected)
+    assert torch.equal(torch.autograd.grad(loss, far)[0], grad)
+    emulator.configure(count=False, race_check=False)
+    emulated, emulated_grad = (
+        BY_NAME["focal-index"].loss.emulated(emulator, x, target).run("recompute")
+    )
+    check_close("loss", emulated, expected.detach().double(), expected.detach())
+    check_close("gradient", emulated_grad, grad.double(), grad)

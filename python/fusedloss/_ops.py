@@ -18,6 +18,9 @@ if _library is not None:
 
 ops: Any = torch.ops.fusedloss
 
+# Read once: torch.compile must not meet this call, and a loss on a GPU asks for it every time.
+_facts: dict[str, Any] = json.loads(ops.build_facts()) if _library is not None else {}
+
 
 def library_path() -> Path | None:
     """The shared library in use, or None where it was not built."""
@@ -26,13 +29,12 @@ def library_path() -> Path | None:
 
 def has_cuda_kernels() -> bool:
     """Whether the library holds CUDA kernels (not whether there is a GPU)."""
-    return _library is not None and build_facts()["cuda"]
+    return bool(_facts.get("cuda"))
 
 
 def build_facts() -> dict[str, Any]:
-    """How the native library was built and which CPU level it runs at."""
-    facts: dict[str, Any] = json.loads(ops.build_facts())
-    return facts
+    """How the native library was built and which CPU level it runs at; empty without it."""
+    return dict(_facts)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
