@@ -21,7 +21,8 @@ SOURCES := setup.py pyproject.toml $(shell find csrc kernels -type f)
 CMAKE_SOURCES := CMakeLists.txt $(shell find kernels tests/emu tests/native -type f -not -name '*.pyc')
 # Another torch or another wish about CUDA is another installation.
 INSTALLED := $(VENV)/.installed-$(TORCH)
-BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)
+space := $(subst ,, )
+BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)-$(subst $(space),_,$(subst ;,_,$(TORCH_CUDA_ARCH_LIST)))
 
 .PHONY: all build cmake test sanitize demo bench lint format clean
 .DELETE_ON_ERROR:
@@ -92,4 +93,4 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist python/*.egg-info python/fusedloss/_C*.so
+	rm -rf build dist python/*.egg-info python/fusedloss/_C*.so $(VENV)/.built-*

@@ -52,6 +52,7 @@ class Case:
     target: str = "index"  # index | binary | soft
     target_dtype: torch.dtype = torch.int64
     layout: str = "contiguous"
+    target_layout: str = "contiguous"
     logits: str = "normal"  # normal | extreme | zero
     ignored: float = 0.0  # share of ignored targets
     options: Options = field(default_factory=dict)
@@ -64,7 +65,8 @@ class Case:
             key: value(generator) if callable(value) else value
             for key, value in self.options.items()
         }
-        return input, self._target(generator, options.get("ignore_index", -100)), options
+        target = self._target(generator, options.get("ignore_index", -100))
+        return input, lay_out(target, self.target_layout), options
 
     def _logits(self, generator: torch.Generator) -> Tensor:
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
@@ -121,6 +123,13 @@ CASES = [
     _focal("index", (37, 80)),
     _focal("index-1-class", (301, 1)),
     _focal("index-3-classes", (257, 3)),
+    *(
+        _focal(f"index-1-class-{layout}-labels{w}", (5, 7, 1), target_layout=layout, options=o)
+        for layout in ("transposed", "expanded", "sliced")
+        for w, o in (("", {}), ("-weight", {"weight": _uniform(5, 1, 1)}))
+    ),
+    _focal("index-transposed-labels", (9, 7, 12), target_layout="transposed"),
+    _focal("index-expanded-labels", (9, 7, 12), target_layout="expanded"),
     _focal("index-91-classes", (3, 11, 91)),
     _focal("index-one-row", (1, 5000)),
     _focal("index-no-rows-dim", (7,), options={"alpha": None}),
@@ -151,6 +160,30 @@ CASES = [
     _focal("binary-float32", (5, 333), target="binary", target_dtype=torch.float32, ignored=0.2),
     _focal("binary-float16", (5, 333), target="binary", target_dtype=torch.float16),
     _focal("binary-bfloat16", (5, 333), target="binary", target_dtype=torch.bfloat16),
+    # An ignore_index that the target's dtype rounds, and large ones with an exponent that takes a log.
+    _focal(
+        "binary-bfloat16-999",
+        (6, 70),
+        target="binary",
+        target_dtype=torch.bfloat16,
+        ignored=0.3,
+        options={"ignore_index": 999},
+    ),
+    _focal(
+        "binary-float16-100000",
+        (6, 70),
+        target="binary",
+        target_dtype=torch.float16,
+        ignored=0.3,
+        options={"ignore_index": -100000, "gamma": 0.5},
+    ),
+    _focal(
+        "binary-int64-large",
+        (6, 70),
+        target="binary",
+        ignored=0.3,
+        options={"ignore_index": -(2**40), "gamma": 0.5},
+    ),
     _focal("soft", (4, 500), target="soft", target_dtype=torch.float32),
     _focal("soft-double", (4, 500), target="soft", target_dtype=torch.float64),
     _focal("dense-all-ignored", (12, 5), target="binary", target_dtype=torch.float32, ignored=1.1),

@@ -391,3 +391,28 @@ def assert_descends(case: Case) -> None:
         after = case.loss.function(x.detach() - rate * grad, target, **options)
         drop = float(loss.detach() - after)
         assert drop == pytest.approx(rate * squared, rel=0.02), case.name
+
+
+@each_schedule
+def test_batched_gradients(schedule: str) -> None:
+    x, target = make(dtype=torch.float64)
+    with fusedloss.gradient_schedule(schedule):
+        loss = sigmoid_focal_loss(x, target)
+    upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (batch,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True)
+    exact = exact_gradient(x, target, torch.tensor(1.0))
+    for factor, grad in zip(upstream, batch, strict=True):
+        assert_gradient(grad, factor * exact)
+
+
+def test_a_zero_normalizer_tensor_means_the_same_under_both_schedules() -> None:
+    results = []
+    for schedule in ("recompute", "forward"):
+        x = torch.linspace(-2, 2, 12).view(3, 4).requires_grad_()
+        with fusedloss.gradient_schedule(schedule):
+            loss = sigmoid_focal_loss(x, torch.tensor([0, 3, 4]), normalizer=torch.tensor(0))
+            loss.backward()
+        assert torch.isinf(loss)
+        results.append(x.grad)
+    assert torch.equal(results[0], results[1])
+    assert torch.isinf(results[0]).all()

@@ -44,6 +44,7 @@ struct PointwiseCall {
   void* workspace;  // pointwise_workspace_bytes() bytes where the logits live
   double side_value;
   int64_t ignore_index;
+  double ignored_target;  // the same, as dense targets hold it; set by simplify_call
   int64_t num_classes;
   bool indexed;   // targets are class indices
   bool prescale;  // the gradient written in forward already carries 1/divisor of the mean
@@ -54,8 +55,18 @@ struct PointwiseCall {
   }
 };
 
+// What a tensor of this dtype holds where somebody filled in `value`.
+inline double as_stored(int64_t value, DType dtype) {
+  const float rounded = static_cast<float>(value);
+  if (dtype == DType::kFloat32) return rounded;
+  if (dtype == DType::kFloat16) return to_float(to_float16(rounded));
+  if (dtype == DType::kBFloat16) return to_float(to_bfloat16(rounded));
+  return static_cast<double>(value);
+}
+
 // Brings a call into the form that the engines walk.
 inline void simplify_call(PointwiseCall& call) {
+  call.ignored_target = as_stored(call.ignore_index, call.target.dtype);
   TensorView* views[] = {&call.logits, &call.target,      &call.side, &call.weight,
                          &call.grad,   &call.grad_output, &call.loss};
   simplify(call.shape, views, 7);

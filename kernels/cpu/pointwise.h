@@ -75,8 +75,8 @@ struct BlockInputs {
   int64_t valid;
 };
 
-// Reads blocks of one call. Ignored elements get logit 0 and weight 0, so that the hot loop need
-// not know of them and their logits (NaN included) have no effect.
+// Reads blocks of one call. Ignored elements get logit, target and weight 0, so that the hot loop
+// need not know of them and their logits (NaN included) have no effect.
 template <class X, class T>
 class PointwiseReader {
  public:
@@ -108,7 +108,7 @@ class PointwiseReader {
   void read_dense_target(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
                          BlockInputs<X, T>& in) const {
     in.target = target_.read(begin, count, buffers.target, true);
-    const T ignored = static_cast<T>(call_.ignore_index);
+    const T ignored = static_cast<T>(call_.ignored_target);
     const int64_t matches = count_equal(in.target, ignored, count);
     if (matches == 0) return;
     for (int64_t i = 0; i < count; ++i)
@@ -169,8 +169,8 @@ class PointwiseReader {
   void place(int64_t label, int64_t row_start, int64_t begin, int64_t length, int64_t count,
              BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in, PointwiseReport& report) const {
     if (label == call_.ignore_index) return ignore(begin, length, count, buffers, in);
-    const int64_t at = row_start + label;
     if (label >= 0 && label < call_.num_classes) {
+      const int64_t at = row_start + label;
       if (at >= begin && at < begin + length) buffers.target[at] = T(1);
     } else if (is_bad_label(label, call_.num_classes) && !report.bad_label) {
       report = {true, label};
@@ -181,9 +181,12 @@ class PointwiseReader {
               BlockInputs<X, T>& in) const {
     if (in.logit != buffers.logit) std::copy_n(in.logit, count, buffers.logit);
     if (in.weight != buffers.weight) std::copy_n(in.weight, count, buffers.weight);
+    if (in.target != buffers.target) std::copy_n(in.target, count, buffers.target);
     std::fill_n(buffers.logit + begin, length, X{});
+    std::fill_n(buffers.target + begin, length, T(0));
     std::fill_n(buffers.weight + begin, length, T(0));
     in.logit = buffers.logit;
+    in.target = buffers.target;
     in.weight = buffers.weight;
     in.valid -= length;
     buffers.fresh_weight = true;
@@ -261,8 +264,10 @@ PointwiseReport pointwise_forward(PointwiseCall call, const Loss& loss, const Th
   const int64_t numel = call.shape.numel();
   const bool with_grad = call.grad.data != nullptr;
   const bool mean = call.reduction == Reduction::kMean;
-  const double expected = mean && call.prescale ? expected_divisor<T>(call, threads) : 1.0;
-  const T scale = static_cast<T>(expected == 0.0 ? 0.0 : 1.0 / expected);
+  double expected = mean && call.prescale ? expected_divisor<T>(call, threads) : 1.0;
+  if (expected == 0.0)
+    expected = 1.0;  // no prescale: what 1/0 makes of the mean is left to backward
+  const T scale = static_cast<T>(1.0 / expected);
 
   const PointwiseReader<X, T> reader(call, T(1));
   std::vector<TaskTotals> slots(num_tasks(numel));

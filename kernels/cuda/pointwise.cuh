@@ -39,13 +39,14 @@ struct LinearPlan {
 };
 
 // What the mean divides by, as the gradient written in forward assumes it (see design.md,
-// "prescale").
+// "prescale"). Never 0: what 1/0 makes of the mean is left to backward.
 template <class T>
 __device__ __forceinline__ T expected_divisor(const PointwiseCall& call) {
   if (call.reduction != Reduction::kMean || !call.prescale) return T(1);
-  if (call.normalizer != nullptr) return *static_cast<const T*>(call.normalizer);
-  if (call.normalizer_value > 0.0) return static_cast<T>(call.normalizer_value);
-  return static_cast<T>(call.shape.numel());
+  T expected = static_cast<T>(call.shape.numel());
+  if (call.normalizer_value > 0.0) expected = static_cast<T>(call.normalizer_value);
+  if (call.normalizer != nullptr) expected = *static_cast<const T*>(call.normalizer);
+  return expected == T(0) ? T(1) : expected;
 }
 
 // What gradients are multiplied by beside the incoming one.
@@ -133,7 +134,7 @@ __device__ __forceinline__ void fetch(const PointwiseCall& call, const LinearPla
     f.upstream = kPass == Pass::kGrad ? upstream[j] : T(1);
     if (!call.indexed) {
       f.element.target = target[j];
-      f.valid = target[j] != static_cast<T>(call.ignore_index);
+      f.valid = target[j] != static_cast<T>(call.ignored_target);
       continue;
     }
     apply_label(call, label, this_class, f);
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kPointwiseThreads, kBlocksPerMultiprocessor)
                   f);
     } else {
       f.element.target = load_one<T>(call.target.data, call.target.dtype, at.target);
-      f.valid = f.element.target != static_cast<T>(call.ignore_index);
+      f.valid = f.element.target != static_cast<T>(call.ignored_target);
     }
     const ValueGrad<T> v = evaluate(loss, f, factor, totals);
     if (kPass != Pass::kLoss) static_cast<X*>(call.grad.data)[at.grad] = from<X>(v.grad);

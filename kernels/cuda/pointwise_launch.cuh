@@ -66,8 +66,12 @@ bool plan_linear(const PointwiseCall& call, LinearPlan<T>& plan) {
     plan.by_row |= sides[i]->follows == Follows::kClass || sides[i]->follows == Follows::kRow;
   }
   plan.classes = shape.ndim == 2 ? shape.sizes[1] : plan.numel;
-  if (call.indexed && shape.class_dim < 0) plan.classes = 1;
-  if (call.indexed && shape.class_dim != shape.ndim - 1 && plan.classes != 1) return false;
+  if (call.indexed && shape.class_dim < 0) {  // one class: every element is a row
+    if (shape.ndim != 1) return false;
+    plan.classes = 1;
+  } else if (call.indexed && shape.class_dim != shape.ndim - 1) {
+    return false;
+  }
   if (call.indexed && plan.classes != plan.numel && call.target.strides[0] != 1) return false;
   plan.by_classes = Divider(plan.classes);
 

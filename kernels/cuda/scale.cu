@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (first + V <= numel) {
     X values[V];
-    load_vector<V>(grad + first, values);
+    load_vector_coherent<V>(grad + first, values);  // out may be the same memory
 #pragma unroll
     for (int j = 0; j < V; ++j) values[j] = from<X>(to<T>(values[j]) * factor);
     store_vector<V>(values, out + first);

@@ -55,6 +55,16 @@ __device__ __forceinline__ void load_vector(const T* from, T (&out)[V]) {
   memcpy(out, words, W::kBytes);
 }
 
+// The same for memory that the kernel also writes.
+template <int V, class T>
+__device__ __forceinline__ void load_vector_coherent(const T* from, T (&out)[V]) {
+  using W = Words<V, T>;
+  typename W::type words[W::kCount];
+#pragma unroll
+  for (int i = 0; i < W::kCount; ++i) words[i] = reinterpret_cast<const typename W::type*>(from)[i];
+  memcpy(out, words, W::kBytes);
+}
+
 template <int V, class T>
 __device__ __forceinline__ void store_vector(const T (&values)[V], T* to) {
   using W = Words<V, T>;

@@ -16,6 +16,17 @@ from ._ops import ops
 _keeps_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
+# Whether a gradient is a batch in disguise (`is_grads_batched`, vmap): no rule can batch an operator that
+# works in place.
+_BATCH_QUERIES: list[Callable[[Tensor], bool]] = [
+    getattr(torch._C._functorch, name)
+    for name in ("is_batchedtensor", "is_legacy_batchedtensor")
+    if hasattr(torch._C._functorch, name)
+]
+
+
+def _is_batched(grad: Tensor) -> bool:
+    return any(query(grad) for query in _BATCH_QUERIES)
 
 
 def finish_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
@@ -23,7 +34,7 @@ def finish_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
 
     In place where the graph is not used again, and without touching memory where the product is 1.
     """
-    if torch.compiler.is_compiling() or _keeps_graph():
+    if torch.compiler.is_compiling() or _keeps_graph() or _is_batched(grad_output):
         result: Tensor = ops.scale_gradient(grad, grad_output, scale)
         return result
     ops.scale_gradient_(grad, grad_output, scale)

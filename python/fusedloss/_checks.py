@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -86,8 +86,9 @@ def number(
 
 def integer(function: str, name: str, value: object) -> int:
     """`value` as an int (bools refused)."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    value = int(value)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{function}: {name} is {value}, accepted are integers of 64 bits")
     return value

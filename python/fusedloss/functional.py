@@ -48,8 +48,9 @@ def sigmoid_focal_loss(
             it drop their element: no loss, no gradient, not counted in the mean.
         label_smoothing: e in [0, 1]; the target becomes ``t (1 - e) + e / 2``.
         normalizer: number > 0 or tensor of one element that the ``"mean"`` divides by instead of the
-            number of elements that are not ignored, for example the number of positive anchors. Read
-            on the device. No effect on ``"sum"`` and ``"none"``.
+            number of elements that are not ignored, for example the number of positive anchors
+            (``.clamp(min=1)``: a tensor is not checked for 0). Read on the device. No effect on
+            ``"sum"`` and ``"none"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. A mean over nothing is 0 with zero gradient.
 
     Returns:

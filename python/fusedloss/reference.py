@@ -88,6 +88,6 @@ def sigmoid_focal_loss(
     if weight is not None:
         loss = loss * weight.to(x.dtype)
     if bad is not None:
-        loss = torch.where(bad, torch.nan, loss)
+        loss = loss * torch.where(bad, torch.nan, 1.0)  # the gradient of the row is NaN as well
     loss = torch.where(valid, loss, 0.0)
     return _reduce(loss, valid, reduction, normalizer)
