@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -351,3 +352,19 @@ def test_commands_hand_over_their_arguments_and_status(
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     assert cli.main([command, "--steps", "3", "--help"]) == 7
     assert received == [["--steps", "3", "--help"]]
+
+
+def test_a_library_that_does_not_load_says_what_to_do(tmp_path: Path) -> None:
+    package = Path(fusedloss.__file__).parent
+    shutil.copytree(package, tmp_path / "fusedloss", ignore=shutil.ignore_patterns("_C*", "*.pyc"))
+    (tmp_path / "fusedloss" / "_C.abi3.so").write_text("not a library")
+    done = subprocess.run(
+        [sys.executable, "-c", "import fusedloss"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "ImportError: fusedloss: _C.abi3.so does not load with torch" in done.stderr
+    assert "FUSEDLOSS_CUDA=0" in done.stderr

@@ -14,7 +14,14 @@ REDUCTIONS = {"none": NONE, "sum": SUM, "mean": MEAN}
 
 _library = next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
 if _library is not None:
-    torch.ops.load_library(str(_library))
+    try:
+        torch.ops.load_library(str(_library))
+    except OSError as error:
+        raise ImportError(
+            f"fusedloss: {_library.name} does not load with torch {torch.__version__}: {error}. A "
+            "library with CUDA kernels needs a CUDA build of torch: install fusedloss again with "
+            "`pip install --no-build-isolation`, or with FUSEDLOSS_CUDA=0."
+        ) from error
 
 ops: Any = torch.ops.fusedloss
 
