@@ -9,6 +9,7 @@ import fusedloss
 import pytest
 import torch
 from emulated import load_testing_module
+from emulator_device import device, rng, selftest_module  # noqa: F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
 collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from fusedloss._ops import REDUCTIONS
 from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 DTYPES = (
     torch.float32,
     torch.float64,
@@ -35,19 +35,25 @@ def build_folder() -> Path:
     return Path(os.environ.get("FUSEDLOSS_CMAKE_BUILD", REPOSITORY / "build" / "cmake"))
 
 
-def load_testing_module() -> ModuleType:
-    """The torch-free test module; an error that says how to build it where it is missing."""
-    found = sorted(build_folder().rglob("fusedloss_testing*.so"))
+def load_module(name: str) -> ModuleType:
+    """A test module that CMake built; an error that says how to build it where it is missing."""
+    found = sorted(build_folder().rglob(f"{name}*.so"))
     if not found:
         raise RuntimeError(
-            f"fusedloss_testing is not built in {build_folder()}: run `make test`, or "
-            "`cmake -S . -B build/cmake && cmake --build build/cmake`"
+            f"{name} is not built in {build_folder()}: run `make test`, or "
+            "`cmake -S . -B build/cmake && cmake --build build/cmake`; another build folder is named "
+            "by FUSEDLOSS_CMAKE_BUILD"
         )
     sys.path.insert(0, str(found[0].parent))
     try:
-        return importlib.import_module("fusedloss_testing")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
+
+
+def load_testing_module() -> ModuleType:
+    """The torch-free test module: emulator, CUDA launchers on it, scalar functions."""
+    return load_module("fusedloss_testing")
 
 
 def _span_bytes(x: Tensor) -> int:

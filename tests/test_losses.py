@@ -140,8 +140,9 @@ def test_bad_logits_show_as_in_eager(value: float, emulator: ModuleType) -> None
         native[:, [0, 2]],
         fusedloss.sigmoid_focal_loss(x[:, [0, 2]], target[:, [0, 2]], reduction="none"),
     )
-    assert not torch.isfinite(eager[0, 1]) or not torch.isnan(torch.tensor(value))
-    assert torch.isnan(native[0, 1]) or native[0, 1] >= 0
+    # NaN where eager has NaN, infinite where it is infinite.
+    for got in (native, emulated):
+        torch.testing.assert_close(got, eager, equal_nan=True)
 
 
 @pytest.mark.parametrize("index", [True, False])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import ops
+from ._ops import REDUCTION_NAMES, ops
 
 # Whether the running backward keeps its graph for another one. Without the query (a private one) a
 # graph is taken to be kept, which costs a copy of the gradient.
@@ -109,7 +109,7 @@ def _differentiable_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             ignore_index=args.ignore_index,
             label_smoothing=args.label_smoothing,
             normalizer=normalizer if normalizer is not None else args.normalizer or None,
-            reduction=("none", "sum", "mean")[args.reduction],
+            reduction=REDUCTION_NAMES[args.reduction],
         )
 
     # vjp rather than autograd.grad: it nests inside torch.func transforms as well.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NONE, SUM, MEAN = 0, 1, 2
-REDUCTIONS = {"none": NONE, "sum": SUM, "mean": MEAN}
+# In the order of the kernels' enum Reduction.
+REDUCTION_NAMES = ("none", "sum", "mean")
+REDUCTIONS = {name: number for number, name in enumerate(REDUCTION_NAMES)}
 
 _library = next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
 if _library is not None:
@@ -65,7 +66,7 @@ def _fake_sigmoid_focal_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulator_dtype(input.dtype)
     loss = torch.empty_like(input, dtype=dtype)
-    if reduction != NONE:
+    if reduction != REDUCTIONS["none"]:
         loss = input.new_empty((), dtype=dtype)
     grad = torch.empty_like(input) if with_grad else input.new_empty(0)
     return loss, input.new_empty((), dtype=dtype), grad
