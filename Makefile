@@ -2,7 +2,7 @@
 #
 #   make demo     train a small detector with fused and with eager focal loss, side by side
 #   make test     build everything and run all tests
-#   make bench    time fusedloss against eager, torch.compile and torchvision
+#   make bench    time fusedloss against eager, torch.compile and known packages
 #   make lint     formatting and types
 #
 # Each creates .venv, installs what is missing and builds; a second run only does what changed.
@@ -73,6 +73,7 @@ demo: build
 
 bench: build cmake
 	-$(PIP) "$(TORCH)" torchvision
+	-$(PIP) "$(TORCH)" torchvision timm segmentation-models-pytorch
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
 

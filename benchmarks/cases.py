@@ -1,101 +1,26 @@
-"""The workloads: one row of `CASES` each. A new loss adds rows here and its forms in baselines.py.
+"""The workloads: one row of `CASES` each.
 
 A row says what the inputs are, who contends, and what is right; the harness adds `torch.compile`
-of the eager form and the yardstick `logits.clone()` by itself.
+of the eager form and the yardstick `logits.clone()` by itself. A new loss adds rows here, its forms
+in a `baselines_<family>.py`, its inputs in inputs.py where none of them fits, and its bars in bars.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import functools
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from . import baselines
-from .baselines import LossFn
+from . import baselines_cross_entropy as cross_entropy
+from . import baselines_sigmoid_focal as sigmoid_focal
+from . import baselines_softmax_focal as softmax_focal
+from . import inputs
+from .workload import Case, OtherFunction, Series
 
-Series = Literal["large", "small", "scaling"]
-
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass
-class Inputs:
-    """The logits (a leaf that requires grad) and the further arguments of every contender."""
-
-    logits: Tensor
-    args: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One workload. `gpu_shape` is the full size, used on a GPU."""
-
-    name: str
-    loss: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    setup: Callable[[Case, torch.device], Inputs]
-    contenders: Callable[[], dict[str, LossFn]]
-    reference: Callable[..., tuple[Tensor, Tensor]]
-    series: Series = "large"
-    gpu_shape: tuple[int, ...] | None = None
-    quick: bool = False
-    fullgraph: bool = True
-    """Whether `torch.compile` must take the eager form without a graph break."""
-
-    @property
-    def elements(self) -> int:
-        """Number of logits."""
-        return math.prod(self.shape)
-
-    @property
-    def logits_bytes(self) -> int:
-        """Size of the logits in bytes."""
-        return self.elements * self.dtype.itemsize
-
-    @property
-    def dtype_name(self) -> str:
-        """Short name of the dtype: fp32, bf16."""
-        return DTYPE_NAMES.get(self.dtype, str(self.dtype).removeprefix("torch."))
-
-    def at_full_size(self) -> Case:
-        """The same workload at the size for a GPU."""
-        return dataclasses.replace(self, shape=self.gpu_shape or self.shape)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(20_170_807)
-
-
-POSITIVE_SHARE = 0.01
-PRIOR_LOGIT = -math.log(99.0)
-"""RetinaNet starts its classification head at p = 0.01."""
-
-
-def focal_index_inputs(case: Case, device: torch.device) -> Inputs:
-    """Anchors with one class index each (C = background), 1 % positive; divisor: positives."""
-    generator = _generator(device)
-    *rows, classes = case.shape
-    logits = torch.randn(case.shape, generator=generator, device=device).mul_(2).add_(PRIOR_LOGIT)
-    labels = torch.randint(0, classes, rows, generator=generator, device=device)
-    background = torch.rand(rows, generator=generator, device=device) >= POSITIVE_SHARE
-    labels[background] = classes
-    normalizer = (labels < classes).sum().clamp_(min=1).float()
-    return Inputs(logits.to(case.dtype).requires_grad_(), (labels, normalizer))
-
-
-def focal_dense_inputs(case: Case, device: torch.device) -> Inputs:
-    """The same with the target written out in the dtype and shape of the logits."""
-    inputs = focal_index_inputs(case, device)
-    labels, normalizer = inputs.args
-    dense = baselines.one_hot_without_background(labels, inputs.logits.detach())
-    return Inputs(inputs.logits, (dense.contiguous(), normalizer))
+FP32, BF16 = torch.float32, torch.bfloat16
+SMOOTHING = 0.1
 
 
 def _focal(
@@ -103,7 +28,7 @@ def _focal(
     shape: tuple[int, ...],
     *,
     index: bool,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = FP32,
     series: Series = "large",
     gpu_shape: tuple[int, ...] | None = None,
     quick: bool = False,
@@ -113,18 +38,76 @@ def _focal(
         f"sigmoid focal, {'class-index' if index else 'dense'} targets",
         shape,
         dtype,
-        setup=focal_index_inputs if index else focal_dense_inputs,
-        contenders=baselines.focal_index if index else baselines.focal_dense,
-        reference=baselines.focal_reference,
+        setup=inputs.focal_index if index else inputs.focal_dense,
+        contenders=sigmoid_focal.index if index else sigmoid_focal.dense,
+        reference=sigmoid_focal.reference,
         series=series,
         gpu_shape=gpu_shape,
         quick=quick,
     )
 
 
+def _cross_entropy(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    smoothing: float = 0.0,
+    ignore_index: int = cross_entropy.IGNORE_NOTHING,
+    dtype: torch.dtype = FP32,
+    series: Series = "large",
+    gpu_shape: tuple[int, ...] | None = None,
+    quick: bool = False,
+) -> Case:
+    return Case(
+        name,
+        f"cross entropy, label smoothing {smoothing:g}" if smoothing else "cross entropy",
+        shape,
+        dtype,
+        setup=inputs.classification if len(shape) == 2 else inputs.segmentation,
+        contenders=functools.partial(cross_entropy.contenders, smoothing, ignore_index),
+        reference=cross_entropy.reference(smoothing, ignore_index),
+        series=series,
+        class_dim=1,
+        gpu_shape=gpu_shape,
+        quick=quick,
+    )
+
+
+def _softmax_focal(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = FP32,
+    series: Series = "large",
+    gpu_shape: tuple[int, ...] | None = None,
+) -> Case:
+    smp = OtherFunction(softmax_focal.smp_reference, softmax_focal.SMP_COMPUTES)
+    return Case(
+        name,
+        f"softmax focal, gamma {softmax_focal.GAMMA:g}",
+        shape,
+        dtype,
+        setup=inputs.classification if len(shape) == 2 else inputs.segmentation,
+        contenders=softmax_focal.contenders,
+        reference=softmax_focal.reference,
+        series=series,
+        class_dim=1,
+        gpu_shape=gpu_shape,
+        other_functions={softmax_focal.SMP: smp},
+    )
+
+
 RETINANET = (2, 76_725, 80)
 RETINANET_GPU = (16, 201_600, 80)
-BF16 = torch.bfloat16
+IMAGENET, IMAGENET_21K = (8_192, 1_000), (1_024, 21_841)
+CITYSCAPES = (2, 19, 512, 1_024)
+CITYSCAPES_GPU = (8, 19, 1_024, 2_048)
+
+_smooth = functools.partial(_cross_entropy, smoothing=SMOOTHING)
+_street = functools.partial(
+    _cross_entropy, shape=CITYSCAPES, ignore_index=softmax_focal.IGNORE, gpu_shape=CITYSCAPES_GPU
+)
+_street_focal = functools.partial(_softmax_focal, shape=CITYSCAPES, gpu_shape=CITYSCAPES_GPU)
 
 # fmt: off
 CASES: tuple[Case, ...] = (
@@ -132,14 +115,26 @@ CASES: tuple[Case, ...] = (
     _focal("retinanet-index-bf16", RETINANET, index=True, gpu_shape=RETINANET_GPU, dtype=BF16),
     _focal("retinanet-dense-fp32", RETINANET, index=False, gpu_shape=RETINANET_GPU),
     _focal("retinanet-dense-bf16", RETINANET, index=False, gpu_shape=RETINANET_GPU, dtype=BF16),
+    _smooth("imagenet-ce-smooth-8192x1000-fp32", IMAGENET, quick=True),
+    _smooth("imagenet-ce-smooth-8192x1000-bf16", IMAGENET, dtype=BF16),
+    _smooth("imagenet-ce-smooth-1024x21841-fp32", IMAGENET_21K),
+    _smooth("imagenet-ce-smooth-1024x21841-bf16", IMAGENET_21K, dtype=BF16),
+    _cross_entropy("imagenet-ce-8192x1000-fp32", IMAGENET),
+    _cross_entropy("imagenet-ce-8192x1000-bf16", IMAGENET, dtype=BF16),
+    _street("cityscapes-ce-fp32"),
+    _street("cityscapes-ce-bf16", dtype=BF16),
+    _street_focal("cityscapes-softmax-focal-fp32"),
+    _street_focal("cityscapes-softmax-focal-bf16", dtype=BF16),
     _focal("small-focal-index-256x80", (256, 80), index=True, series="small", quick=True),
     _focal("small-focal-dense-256x80", (256, 80), index=False, series="small"),
     _focal("small-focal-index-8x4", (8, 4), index=True, series="small"),
-    _focal("scaling-focal-16x80", (16, 80), index=True, series="scaling"),
-    _focal("scaling-focal-256x80", (256, 80), index=True, series="scaling"),
-    _focal("scaling-focal-4096x80", (4_096, 80), index=True, series="scaling"),
-    _focal("scaling-focal-32768x80", (32_768, 80), index=True, series="scaling"),
-    _focal("scaling-focal-262144x80", (262_144, 80), index=True, series="scaling"),
+    _smooth("small-ce-smooth-256x100", (256, 100), series="small"),
+    _smooth("small-ce-smooth-8x10", (8, 10), series="small"),
+    _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),
+    *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling")
+      for rows in (16, 256, 4_096, 32_768, 262_144)),
+    *(_smooth(f"scaling-ce-smooth-{rows}x1000", (rows, 1_000), series="scaling")
+      for rows in (16, 256, 2_048, 16_384, 65_536)),
 )
 # fmt: on
 

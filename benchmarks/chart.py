@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "eager": "#8c8c8c",
+    "handwritten": "#b9a48c",
     "compile": "#e08214",
     "torchvision": "#6a8fc1",
+    "timm": "#9b6fb0",
+    "smp": "#c76a7c",
     "fusedloss": "#1b7f4d",
     "clone": "#333333",
 }
-OTHER_COLOUR = "#a56bb5"
+OTHER_COLOUR = "#4fa3a5"
 
 Figure = Callable[[CaseResult, str], float | None]
 
@@ -30,8 +34,9 @@ def _colour(contender: str) -> str:
 
 
 def _contenders(cases: Sequence[CaseResult], leave_out: Sequence[str] = ()) -> list[str]:
+    """Names in the order of `COLOURS`, with others in the middle."""
     found = {name: None for case in cases for name in case.contenders if name not in leave_out}
-    return sorted(found, key=lambda name: list(COLOURS).index(name) if name in COLOURS else 2.5)
+    return sorted(found, key=lambda name: list(COLOURS).index(name) if name in COLOURS else 3.5)
 
 
 def _bars(
@@ -50,22 +55,23 @@ def _bars(
     """
     from matplotlib.ticker import LogLocator
 
-    names = _contenders(cases, leave_out)
-    height = 0.8 / max(1, len(names))
+    most = max(len(_contenders([case], leave_out)) for case in cases)
+    height = 0.8 / max(1, most)
     largest = smallest = 1.0
     for row, case in enumerate(cases):
+        names = _contenders([case], leave_out)
         for place, name in enumerate(names):
             value = figure(case, name)
             if value is None or value <= 0:
                 continue
             largest, smallest = max(largest, value), min(smallest, value)
             y = row + (place - (len(names) - 1) / 2) * height
-            first = row == next(i for i, c in enumerate(cases) if name in c.contenders)
-            label = name if first else None
+            star = " *" if case.contenders[name].other_function else ""
             left = 1.0 if logarithmic else 0.0
-            axes.barh(y, value - left, height * 0.92, left, color=_colour(name), label=label)
+            axes.barh(y, value - left, height * 0.92, left, color=_colour(name))
+            text = f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x"
             axes.annotate(
-                f"{value:.3g}x", (max(value, left), y), (3, 0), textcoords="offset points",
+                text + star, (max(value, left), y), (3, 0), textcoords="offset points",
                 va="center", fontsize=8,
             )  # fmt: skip
     axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle="--")
@@ -96,7 +102,7 @@ def _scaling(axes: Axes, cases: Sequence[CaseResult]) -> None:
         axes.plot(x, y, style, marker="o", markersize=4, color=_colour(name), label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title("Time against size, fp32", loc="left", fontsize=11)
+    axes.set_title(f"Time against size: {ordered[0].loss}, fp32", loc="left", fontsize=11)
     axes.set_xlabel("logits", fontsize=9)
     axes.set_ylabel("forward + backward, ms", fontsize=9)
     axes.grid(alpha=0.3)
@@ -108,7 +114,10 @@ def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], Non
     """Panels that have something to show, each with the number of its rows."""
     large = [case for case in cases if case.series == "large"] or list(cases)
     compared = [case for case in cases if case.series != "scaling"] or list(cases)
-    scaling = [case for case in cases if case.series == "scaling"]
+    scaling: dict[str, list[CaseResult]] = {}
+    for case in cases:
+        if case.series == "scaling":
+            scaling.setdefault(case.loss, []).append(case)
 
     def speed(axes: Axes) -> None:
         _bars(
@@ -139,8 +148,11 @@ def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], Non
         (len(large), clones),
         (len(large), memory),
     ]
-    if len(scaling) > 1:
-        panels.append((4, lambda axes: _scaling(axes, scaling)))
+    panels += [
+        (4, functools.partial(_scaling, cases=series))
+        for series in scaling.values()
+        if len(series) > 1
+    ]
     return panels
 
 
@@ -149,25 +161,32 @@ def draw(report: Report, path: Path) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as Canvas
+        from matplotlib.patches import Patch
     except ImportError:
         return False
     if not report.cases:
         return False
     panels = _panels(report.cases)
-    columns = 2 if len(panels) > 3 else len(panels)
+    columns = 3  # bars in the first line, the series of sizes below
     lines = -(-len(panels) // columns)
     strips = [panels[columns * i : columns * (i + 1)] for i in range(lines)]
     heights = [max(3.5, *(0.8 * rows for rows, _ in strip)) for strip in strips]
     canvas = Canvas(figsize=(8 * columns, sum(heights) + 1.4), layout="constrained")
     FigureCanvasAgg(canvas)
     grid = canvas.add_gridspec(lines, columns, height_ratios=heights)
-    bars: list[Axes] = []
     for number, (_, paint) in enumerate(panels):
         axes = canvas.add_subplot(grid[number // columns, number % columns])
         paint(axes)
-        bars.append(axes)
-    handles, labels = bars[1].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    names = _contenders(report.cases, leave_out=("clone",))
+    handles = [Patch(color=_colour(name), label=name) for name in names]
+    canvas.legend(handles=handles, loc="outside upper right", ncols=len(names), frameon=False)
+    stars = {
+        f"* {name} computes {found.other_function}"
+        for case in report.cases
+        for name, found in case.contenders.items()
+        if found.other_function
+    }
+    canvas.supxlabel("\n".join(sorted(stars)), fontsize=9, x=0.01, ha="left")
     machine = report.machine
     busy = any((case.foreign_cores or 0.0) > BUSY_CORES for case in report.cases)
     unsafe = "\nUNSAFE: other processes were running" if busy else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import importlib
+import importlib.metadata
 import os
 import platform
 import time
@@ -119,6 +120,14 @@ def _version(module: str) -> str:
         return "not installed"
 
 
+def _installed(distribution: str) -> str:
+    """Version of a package that takes seconds to import."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _cores() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{usable} usable of {os.cpu_count()}"
@@ -145,6 +154,8 @@ def facts() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "torchvision": _version("torchvision"),
+        "timm": _installed("timm"),
+        "segmentation-models-pytorch": _installed("segmentation-models-pytorch"),
         "fusedloss": _version("fusedloss"),
         "allocator variables": ", ".join(allocator_variables()) or "none set",
     }

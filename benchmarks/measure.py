@@ -11,9 +11,9 @@ import torch
 
 from . import memory, timing
 from .baselines import LossFn
-from .cases import Case, Inputs
 from .machine import LoadMeter
 from .results import CaseResult, ContenderResult, Errors
+from .workload import Case, Inputs
 
 Progress = Callable[[str], None]
 
@@ -53,7 +53,7 @@ def _compiled(case: Case, eager: LossFn) -> LossFn:
 
 
 def prepare(case: Case, device: torch.device, options: Options, progress: Progress) -> Prepared:
-    """Makes the inputs and checks each contender against the float64 reference.
+    """Makes the inputs and checks each contender against the float64 reference of its function.
 
     Raises WrongResultError for a contender that is wrong. A form that cannot be compiled here is
     left out with the reason; any other error is raised.
@@ -65,7 +65,9 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
     contenders = case.contenders()
     for name, loss in contenders.items():
         progress(f"checking {name}")
-        ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, reference)
+        other = case.other_functions.get(name)
+        truth = other.reference(inputs.logits, *inputs.args) if other else reference
+        ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, truth)
         ready.contenders[name] = loss
     if options.compile and "eager" in contenders:
         progress("compiling and checking compile")
@@ -115,13 +117,17 @@ def measure(
     case = ready.case
     result = CaseResult(
         case.name, case.loss, case.series, case.shape, case.dtype_name, device.type, case.elements,
-        case.logits_bytes,
+        case.logits_bytes, rows=case.rows,
     )  # fmt: skip
     clock = timing.clock_for(device)
     meter = LoadMeter()
     train = timing.take_turns(_training_steps(ready), clock, options.rounds, progress=progress)
     for name, taken in train.items():
-        result.contenders[name] = ContenderResult(name, ready.errors.get(name), taken)
+        other = case.other_functions.get(name)
+        computes = other.computes if other else ""
+        result.contenders[name] = ContenderResult(
+            name, ready.errors.get(name), taken, other_function=computes
+        )
     if options.forward:
         steps = {n: timing.forward_step(f, ready.inputs) for n, f in ready.contenders.items()}
         forward = timing.take_turns(

@@ -75,14 +75,17 @@ HEADING = [
 
 
 def case_table(result: CaseResult) -> str:
-    """One workload: a heading line and one line for each contender."""
+    """One workload: a heading line, one line for each contender, what stars mean."""
     shape = " x ".join(f"{size:,}" for size in result.shape)
     rows = [HEADING]
+    notes = []
     for name, found in result.contenders.items():
+        if found.other_function:
+            notes.append(f"  * another function than the case's: {found.other_function}")
         faster = None if name == "clone" else result.ratio("eager", name)
         rows.append(
             [
-                name,
+                name + " *" * bool(found.other_function),
                 _ms(found.train),
                 _range(found.train),
                 _times(faster),
@@ -103,7 +106,7 @@ def case_table(result: CaseResult) -> str:
     )
     empty = [i for i in range(len(HEADING)) if i and all(row[i] == "-" for row in rows[1:])]
     shown = [[cell for i, cell in enumerate(row) if i not in empty] for row in rows]
-    return f"{head}\n{grid(shown)}"
+    return "\n".join([head, grid(shown), *notes])
 
 
 def header(report: Report) -> str:
@@ -144,7 +147,7 @@ CSV_FIELDS = [
     "case", "series", "loss", "shape", "dtype", "device", "logits_bytes", "contender", "train_ms",
     "train_fastest_ms", "train_slowest_ms", "rounds", "forward_ms", "train_default_malloc_ms",
     "speedup_vs_eager", "clones", "saved_bytes", "peak_bytes", "value_error", "gradient_error",
-    "foreign_cores",
+    "foreign_cores", "other_function",
 ]  # fmt: skip
 
 
@@ -172,6 +175,7 @@ def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
         "value_error": errors and errors.value,
         "gradient_error": errors and errors.gradient,
         "foreign_cores": case.foreign_cores,
+        "other_function": found.other_function,
     }
 
 

@@ -43,7 +43,10 @@ class Errors:
 
 @dataclass
 class ContenderResult:
-    """All that was measured of one contender in one case; None was not measured."""
+    """All that was measured of one contender in one case; None was not measured.
+
+    other_function: what it computes where that is not the function of the case, else empty.
+    """
 
     contender: str
     errors: Errors | None = None
@@ -52,11 +55,15 @@ class ContenderResult:
     train_default_malloc: Timing | None = None
     saved_bytes: int | None = None
     peak_bytes: int | None = None
+    other_function: str = ""
 
 
 @dataclass
 class CaseResult:
-    """One workload on one device. `foreign_cores`: cores busy with other processes meanwhile."""
+    """One workload on one device.
+
+    foreign_cores: cores busy with other processes meanwhile; rows: logits over the classes.
+    """
 
     case: str
     loss: str
@@ -68,6 +75,7 @@ class CaseResult:
     logits_bytes: int
     contenders: dict[str, ContenderResult] = field(default_factory=dict)
     foreign_cores: float | None = None
+    rows: int = 0
 
     def train_ms(self, contender: str) -> float | None:
         """Median of forward + backward in ms, None where it was not measured."""
@@ -85,3 +93,10 @@ class CaseResult:
         if found is None or found.peak_bytes is None or not self.logits_bytes:
             return None
         return found.peak_bytes / self.logits_bytes
+
+    def peak_beyond_gradient(self, contender: str, let_go: int = 0) -> float | None:
+        """Peak bytes above the inputs, the gradient and `let_go` more, per row."""
+        found = self.contenders.get(contender)
+        if found is None or found.peak_bytes is None or not self.rows:
+            return None
+        return max(0, found.peak_bytes - self.logits_bytes - let_go) / self.rows

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
-from .cases import Case
 from .measure import Options, measure, prepare
 from .report import Report
 from .results import Timing
+from .workload import DTYPE_NAMES, Case
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--quick", action="store_true", help="few cases, no second allocator")
     p.add_argument("--filter", default="", metavar="NAME", help="cases by part of name or glob")
-    p.add_argument("--dtype", default="", choices=["", *cases.DTYPE_NAMES.values()])
+    p.add_argument("--dtype", default="", choices=["", *DTYPE_NAMES.values()])
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")
     p.add_argument("--threads", type=_threads, help="CPU threads (default: torch's)")
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     selected = cases.select(pattern=args.filter, dtype=args.dtype, quick=args.quick)
     if args.list:
-        print("\n".join(f"{case.name:32}{case.loss}, {case.shape}" for case in selected))
+        width = max((len(case.name) for case in selected), default=0) + 2
+        print("\n".join(f"{case.name:{width}}{case.loss}, {case.shape}" for case in selected))
         return 0
     if not selected:
         print("no case matches; --list shows them", file=sys.stderr)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .baselines import LossFn
-from .cases import Inputs
 from .results import Errors, Timing
+from .workload import Inputs
 
 MIN_ROUNDS = 7
 WARM_UP_ROUNDS = 3

@@ -24,7 +24,11 @@ void scale_into(const Tensor& grad, const Tensor& grad_output, const Tensor& sca
   call.grad = view_of(grad, call.shape);
   call.grad_output = view_of(grad_output, call.shape);
   call.out = view_of(out, call.shape);
-  call.scale = accumulator_scalar(scale, grad);
+  // The first number is the gradient's; an operator may have written more.
+  STD_TORCH_CHECK(scale.numel() >= 1 && scale.scalar_type() == accumulator_of(grad),
+                  "scale_gradient: scale must hold numbers of the loss's dtype");
+  check_same_device(grad, scale);
+  call.scale = scale.data_ptr();
   launch_scale_gradient(call, context.executor());
 }
 

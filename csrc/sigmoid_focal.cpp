@@ -52,7 +52,7 @@ PointwiseCall make_call(const Arguments& args) {
   return call;
 }
 
-void throw_if_bad(const PointwiseReport& report, int64_t num_classes) {
+void throw_if_bad(const LabelReport& report, int64_t num_classes) {
   if (!report.bad_label) return;
   throw std::out_of_range("sigmoid_focal_loss: target holds label " + std::to_string(report.label) +
                           ", but input has " + std::to_string(num_classes) +

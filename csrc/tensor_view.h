@@ -114,18 +114,26 @@ inline bool is_label_type(DType dtype) {
          dtype == DType::kUInt8;
 }
 
-// `tensor` has the shape without its class dimension, over which it is broadcast.
-inline TensorView view_of_labels(const Tensor& tensor, const Shape& shape) {
+// `tensor` has the shape without its class dimension, over which it is broadcast; `skipped`
+// dimensions of its own come first.
+inline TensorView view_of_rows(const Tensor& tensor, const Shape& shape, int skipped = 0) {
   TensorView view{};
   view.data = tensor.data_ptr();
   view.dtype = dtype_of(tensor);
-  STD_TORCH_CHECK(is_label_type(view.dtype), "fusedloss: class indices of an unsupported dtype");
-  STD_TORCH_CHECK(tensor.dim() == shape.ndim - 1, "fusedloss: target has the wrong dimensions");
-  for (int d = 0, from = 0; d < shape.ndim; ++d) {
+  STD_TORCH_CHECK(tensor.dim() == shape.ndim - 1 + skipped,
+                  "fusedloss: a tensor with one entry a row has the wrong dimensions");
+  for (int d = 0, from = skipped; d < shape.ndim; ++d) {
     if (d == shape.class_dim) continue;
-    STD_TORCH_CHECK(tensor.size(from) == shape.sizes[d], "fusedloss: target has the wrong shape");
+    STD_TORCH_CHECK(tensor.size(from) == shape.sizes[d],
+                    "fusedloss: a tensor with one entry a row has the wrong shape");
     view.strides[d] = tensor.stride(from++);
   }
+  return view;
+}
+
+inline TensorView view_of_labels(const Tensor& tensor, const Shape& shape) {
+  const TensorView view = view_of_rows(tensor, shape);
+  STD_TORCH_CHECK(is_label_type(view.dtype), "fusedloss: class indices of an unsupported dtype");
   return view;
 }
 

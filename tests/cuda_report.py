@@ -20,13 +20,15 @@ def traffic_rows() -> list[dict[str, Any]]:
     """One row for each pass of each workload, in the form that benchmarks/cuda_facts.py documents."""
     module = load_testing_module()
     rows = []
-    for workload in cuda_traffic.WORKLOADS:
+    for workload in [*cuda_traffic.WORKLOADS, *cuda_traffic.ROW_WORKLOADS]:
         for t in cuda_traffic.measure(module, workload):
             if not t.least:
                 continue
+            rows_of = isinstance(workload, cuda_traffic.RowWorkload)
+            size = "" if rows_of else f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} "
             row: dict[str, Any] = {
-                "kernel": "sigmoid focal",
-                "workload": f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} {workload.name}",
+                "kernel": "row softmax" if rows_of else "sigmoid focal",
+                "workload": size + workload.name,
                 "pass": t.what,
                 "launches": t.launches,
                 "bytes_moved": t.moved,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
-from emulated import SigmoidFocal
+from emulated import CrossEntropy, SigmoidFocal, SoftmaxFocal
 from torch import Tensor
 
 ROWS, CLASSES = 2048, 80
@@ -21,12 +23,54 @@ class Workload:
     target: Tensor
     reduction: str = "mean"
 
+    def input(self) -> Tensor:
+        """The logits."""
+        return torch.randn(ROWS, CLASSES).to(self.dtype)
+
+    def kernel(self, module: ModuleType, x: Tensor) -> SigmoidFocal:
+        """The loss on the emulator."""
+        return SigmoidFocal(module, x, self.target, reduction=self.reduction)
+
+
+@dataclass(frozen=True)
+class RowWorkload:
+    """Logits of one shape and dtype under a loss of the row-softmax engine.
+
+    `policy` is the kernel that this shape is there to exercise.
+    """
+
+    name: str
+    policy: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    loss: Callable[..., CrossEntropy | SoftmaxFocal] = CrossEntropy
+    options: dict[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+    reduction: str = "mean"
+
+    @property
+    def target(self) -> Tensor:
+        """Class indices, or probabilities of the logits' shape."""
+        generator = torch.Generator().manual_seed(1)
+        if self.probabilities:
+            return torch.rand(self.shape, generator=generator).to(self.dtype)
+        rows = (self.shape[0], *self.shape[2:])
+        return torch.randint(0, self.shape[1], rows, generator=generator)
+
+    def input(self) -> Tensor:
+        """The logits."""
+        return torch.randn(self.shape).to(self.dtype)
+
+    def kernel(self, module: ModuleType, x: Tensor) -> CrossEntropy | SoftmaxFocal:
+        """The loss on the emulator."""
+        return self.loss(module, x, self.target, reduction=self.reduction, **self.options)
+
 
 @dataclass(frozen=True)
 class Traffic:
     """One pass of a workload. Sectors are those of each warp's requests, 32 bytes each."""
 
-    workload: Workload
+    workload: Workload | RowWorkload
     what: str  # forward | backward | forward+grad | scale
     launches: int
     moved: int  # bytes of distinct sectors, once for each launch
@@ -36,6 +80,7 @@ class Traffic:
     full_sectors: int
     atomics: int
     blocks: int
+    kernels: tuple[str, ...]
 
 
 def class_indices(rows: int, classes: int) -> Tensor:
@@ -63,11 +108,48 @@ WORKLOADS = [
 ]
 
 
+F32, BF16, F64, F16 = torch.float32, torch.bfloat16, torch.float64, torch.float16
+ROW_WORKLOADS = [
+    # Whole rows in shared memory: any number of classes, the last tile partly filled.
+    RowWorkload("[16384, 2] fp32", "row_tile", (16384, 2), F32),
+    RowWorkload("[8192, 19] bf16", "row_tile", (8192, 19), BF16),
+    RowWorkload("[2048, 91] fp32", "row_tile", (2048, 91), F32),
+    RowWorkload("[2048, 91] fp16, focal", "row_tile", (2048, 91), F16, SoftmaxFocal),
+    RowWorkload("[250, 1000] fp32", "row_tile", (250, 1000), F32),
+    RowWorkload(
+        "[250, 1001] bf16, smoothed",
+        "row_tile",
+        (250, 1001),
+        BF16,
+        CrossEntropy,
+        {"label_smoothing": 0.1},
+    ),
+    RowWorkload("[200, 1000] fp32, soft", "row_tile", (200, 1000), F32, CrossEntropy, {}, True),
+    # A row for each block: kept in shared memory, then longer than that.
+    RowWorkload("[96, 1000] fp64", "row_block", (96, 1000), F64),
+    RowWorkload("[64, 3001] fp32", "row_block", (64, 3001), F32),
+    RowWorkload("[32, 8192] fp32, soft", "row_block", (32, 8192), F32, CrossEntropy, {}, True),
+    RowWorkload("[24, 32000] bf16", "row_block", (24, 32000), BF16, CrossEntropy, {"z_loss": 1e-4}),
+    # Classes apart from each other.
+    RowWorkload("[2, 19, 64, 64] fp32", "row_pixels", (2, 19, 64, 64), F32),
+    RowWorkload("[2, 19, 64, 64] bf16", "row_pixels", (2, 19, 64, 64), BF16),
+    RowWorkload(
+        "[2, 21, 64, 64] fp32, focal",
+        "row_pixels",
+        (2, 21, 64, 64),
+        F32,
+        SoftmaxFocal,
+        {"label_smoothing": 0.1},
+    ),
+    RowWorkload("[4, 300, 128] fp32", "row_pixels", (4, 300, 128), F32),
+]
+
+
 def _bytes(*tensors: Tensor | None) -> int:
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
-def _taken(module: ModuleType, workload: Workload, what: str, least: int) -> Traffic:
+def _taken(module: ModuleType, workload: Workload | RowWorkload, what: str, least: int) -> Traffic:
     kernels = module.counters()
     ways = [k[way] for k in kernels for way in ("read", "write")]
     return Traffic(
@@ -81,24 +163,26 @@ def _taken(module: ModuleType, workload: Workload, what: str, least: int) -> Tra
         full_sectors=sum(way["full_sectors"] for way in ways),
         atomics=sum(sum(k["atomics"].values()) for k in kernels),
         blocks=max(k["blocks"] for k in kernels),
+        kernels=tuple(k["name"] for k in kernels),
     )
 
 
-def measure(module: ModuleType, workload: Workload) -> list[Traffic]:
+def measure(module: ModuleType, workload: Workload | RowWorkload) -> list[Traffic]:
     """Both gradient schedules of one workload: forward, backward; forward with gradient, its scaling."""
-    x = torch.randn(ROWS, CLASSES).to(workload.dtype)
-    target = workload.target
-    kernel = SigmoidFocal(module, x, target, reduction=workload.reduction)
+    x = workload.input()
+    kernel = workload.kernel(module, x)
+    target = kernel.target
     upstream = torch.ones((), dtype=kernel.dtype)
     module.configure(count=True, race_check=False, seed=3)
     passes = []
 
     module.reset_counters()
     loss, scale, _ = kernel.forward(with_grad=False)
-    passes.append(_taken(module, workload, "forward", _bytes(x, target, loss)))
+    saved = kernel.saved
+    passes.append(_taken(module, workload, "forward", _bytes(x, target, loss, saved)))
     module.reset_counters()
     grad = kernel.backward(upstream, scale)
-    passes.append(_taken(module, workload, "backward", _bytes(x, target, grad)))
+    passes.append(_taken(module, workload, "backward", _bytes(x, target, grad, saved)))
 
     module.reset_counters()
     loss, scale, written = kernel.forward(with_grad=True)

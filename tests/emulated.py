@@ -97,87 +97,104 @@ def _grad_like(x: Tensor) -> Tensor:
     return grad
 
 
-class SigmoidFocal:
-    """One sigmoid focal loss on the emulator: forward, then backward, under either schedule."""
+class _EmulatedLoss:
+    """One loss on the emulator: forward, then backward, under either schedule.
+
+    A subclass fills `call`, the kernels' description of it but for the outputs, and says which
+    tensors the kernels may touch (`inputs`), how they are launched and what a row's outputs are.
+    """
+
+    numbers_of_scale: tuple[int, ...] = ()
 
     def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
         self.module, self.input, self.target = module, input, target
-        self.gamma = float(options.get("gamma", 2.0))
-        self.smoothing = float(options.get("label_smoothing", 0.0))
         self.reduction = options.get("reduction", "mean")
         self.dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        alpha = options.get("alpha", 0.25)
-        self.alpha = alpha.to(self.dtype) if isinstance(alpha, Tensor) else None
-        self.weight = options.get("weight")
+        self.smoothing = float(options.get("label_smoothing", 0.0))
         normalizer = options.get("normalizer")
         self.normalizer = (
             normalizer.to(self.dtype).reshape(()) if isinstance(normalizer, Tensor) else None
         )
-        indexed = target.dim() != input.dim()
-        sizes = list(input.shape)
-        target_view = _view(target, sizes)
-        if indexed:
-            target_view = (target.data_ptr(), DTYPES.index(target.dtype), [*target.stride(), 0])
+        self.inputs: list[Tensor | None] = [input, target, self.normalizer]
         self.call: dict[str, Any] = {
-            "sizes": sizes,
-            "class_dim": len(sizes) - 1 if indexed else -1,
-            "logits": _view(input, sizes),
-            "target": target_view,
+            "sizes": list(input.shape),
+            "logits": _view(input, list(input.shape)),
             "normalizer": 0 if self.normalizer is None else self.normalizer.data_ptr(),
             "normalizer_value": 0.0
             if normalizer is None or self.normalizer is not None
             else float(normalizer),
-            "side_value": -1.0 if alpha is None or self.alpha is not None else float(alpha),
             "ignore_index": options.get("ignore_index", -100),
-            "num_classes": sizes[-1] if indexed else 1,
-            "indexed": indexed,
             "reduction": REDUCTIONS[self.reduction],
             "workspace": 0,
         }
-        if self.alpha is not None:
-            self.call["side"] = _view(self.alpha, sizes)
-        if self.weight is not None:
-            self.call["weight"] = _view(self.weight, sizes)
+
+    def launch(self, direction: str, call: dict[str, Any]) -> None:
+        """Runs the kernels: `direction` is fwd or bwd."""
+        raise NotImplementedError
+
+    def workspace_bytes(self, call: dict[str, Any]) -> int:
+        """What the engine wants beside the outputs."""
+        raise NotImplementedError
+
+    def empty_loss(self) -> Tensor:
+        """A loss of each element or row, under reduction "none"."""
+        raise NotImplementedError
+
+    def loss_view(self, loss: Tensor) -> View:
+        """Losses, or gradients of them, along the logits' dimensions; one number is constant."""
+        return _view(loss, self.call["sizes"])
+
+    def saved_for_backward(self, wanted: bool) -> tuple[dict[str, Any], Tensor | None]:
+        """Entries of the call, and the tensor they point to."""
+        return {}, None
 
     def forward(self, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(loss, scale, grad): what the forward operator returns."""
-        shape = self.input.shape if self.reduction == "none" else ()
-        loss = torch.full(shape, torch.nan, dtype=self.dtype)
-        if self.reduction == "none":
-            loss = _grad_like(self.input.to(self.dtype)) if self.input.numel() else loss
-        scale = torch.full((), torch.nan, dtype=self.dtype)
+        loss = (
+            self.empty_loss()
+            if self.reduction == "none"
+            else torch.full((), torch.nan, dtype=self.dtype)
+        )
+        scale = torch.full(self.numbers_of_scale, torch.nan, dtype=self.dtype)
         grad = _grad_like(self.input) if with_grad else None
+        saving, saved = self.saved_for_backward(wanted=not with_grad)
         call = {
             **self.call,
-            "loss": _view(loss, self.call["sizes"] if self.reduction == "none" else []),
+            **saving,
+            "loss": self.loss_view(loss),
             "scale": scale.data_ptr(),
             "prescale": with_grad and self.input.dtype != torch.float16,
         }
         if grad is not None:
             call["grad"] = _view(grad, self.call["sizes"])
-        workspace = torch.empty(self.module.pointwise_workspace_bytes(call), dtype=torch.uint8)
+        workspace = torch.empty(self.workspace_bytes(call), dtype=torch.uint8)
         workspace.fill_(0xFF)
         call["workspace"] = workspace.data_ptr()
-        tensors = (self.input, self.target, self.alpha, self.weight, self.normalizer)
-        with device_memory(self.module, *tensors, loss, scale, grad, workspace):
-            self.module.sigmoid_focal_fwd(call, self.gamma, self.smoothing)
+        with device_memory(self.module, *self.inputs, loss, scale, grad, saved, workspace):
+            self.launch("fwd", call)
+        self.saved = saved
         return loss, scale, grad
 
-    def backward(self, grad_output: Tensor, scale: Tensor) -> Tensor:
-        """The gradient of the input, recomputed from the logits."""
-        grad = _grad_like(self.input)
-        sizes = self.call["sizes"]
+    def backward(self, grad_output: Tensor, scale: Tensor, in_place: bool = False) -> Tensor:
+        """The gradient of the input, recomputed from the logits; or in their place."""
+        grad = self.input if in_place else _grad_like(self.input)
         call = {
             **self.call,
-            "grad_output": _view(grad_output, sizes),
-            "grad": _view(grad, sizes),
+            **self.saved_for_backward(wanted=False)[0],
+            "grad_output": self.loss_view(grad_output),
+            "grad": _view(grad, self.call["sizes"]),
             "scale": scale.data_ptr(),
             "prescale": False,
         }
-        tensors = (self.input, self.target, self.alpha, self.weight)
-        with device_memory(self.module, *tensors, grad_output, scale, grad):
-            self.module.sigmoid_focal_bwd(call, self.gamma, self.smoothing)
+        if self.saved is not None:
+            call["saved"], call["saved_stride"] = self.saved_view(self.saved)
+        with device_memory(self.module, *self.inputs, grad_output, scale, grad, self.saved):
+            self.launch("bwd", call)
         return grad
+
+    def saved_view(self, saved: Tensor) -> tuple[View, int]:
+        """Where the numbers of a row lie: the first, and the step to the others."""
+        raise NotImplementedError
 
     def scaled(self, grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
         """The gradient from forward, finished in place as the backward does."""
@@ -186,7 +203,7 @@ class SigmoidFocal:
             self.module.scale_gradient(
                 sizes,
                 _view(grad, sizes),
-                _view(grad_output, sizes),
+                self.loss_view(grad_output),
                 _view(grad, sizes),
                 scale.data_ptr(),
             )
@@ -194,10 +211,175 @@ class SigmoidFocal:
 
     def run(self, schedule: str, grad_output: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(loss, gradient) under a gradient schedule."""
-        loss, scale, grad = self.forward(with_grad=schedule == "forward")
+        with_grad = schedule == "forward" and self.allows_gradient_in_forward()
+        loss, scale, grad = self.forward(with_grad)
         upstream = torch.ones((), dtype=self.dtype) if grad_output is None else grad_output
         if self.reduction == "none" and grad_output is None:
-            upstream = upstream.expand(self.input.shape)
+            upstream = upstream.expand(loss.shape)
         if grad is None:
             return loss, self.backward(upstream, scale)
         return loss, self.scaled(grad, upstream, scale)
+
+    def allows_gradient_in_forward(self) -> bool:
+        """Whether one number can finish a gradient that was written in forward."""
+        return True
+
+
+class SigmoidFocal(_EmulatedLoss):
+    """Sigmoid focal loss."""
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        super().__init__(module, input, target, **options)
+        self.gamma = float(options.get("gamma", 2.0))
+        alpha = options.get("alpha", 0.25)
+        self.alpha = alpha.to(self.dtype) if isinstance(alpha, Tensor) else None
+        self.weight = options.get("weight")
+        self.inputs += [self.alpha, self.weight]
+        indexed = target.dim() != input.dim()
+        sizes = list(input.shape)
+        target_view = _view(target, sizes)
+        if indexed:
+            target_view = (target.data_ptr(), DTYPES.index(target.dtype), [*target.stride(), 0])
+        self.call |= {
+            "class_dim": len(sizes) - 1 if indexed else -1,
+            "target": target_view,
+            "side_value": -1.0 if alpha is None or self.alpha is not None else float(alpha),
+            "num_classes": sizes[-1] if indexed else 1,
+            "indexed": indexed,
+        }
+        if self.alpha is not None:
+            self.call["side"] = _view(self.alpha, sizes)
+        if self.weight is not None:
+            self.call["weight"] = _view(self.weight, sizes)
+
+    def launch(self, direction: str, call: dict[str, Any]) -> None:
+        getattr(self.module, f"sigmoid_focal_{direction}")(call, self.gamma, self.smoothing)
+
+    def workspace_bytes(self, call: dict[str, Any]) -> int:
+        return int(self.module.pointwise_workspace_bytes(call))
+
+    def empty_loss(self) -> Tensor:
+        return _grad_like(self.input.to(self.dtype))
+
+
+TERMS = {"none": 0, "uniform": 1, "weights": 2, "probabilities": 3}
+
+
+class _EmulatedRows(_EmulatedLoss):
+    """A loss of the row-softmax engine. `class_weight` is [C] or absent."""
+
+    numbers_of_scale = (2,)
+    gradient_needs_smooth = False
+
+    def __init__(
+        self,
+        module: ModuleType,
+        input: Tensor,
+        target: Tensor,
+        class_weight: Tensor | None,
+        terms: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(module, input, target, **options)
+        self.class_dim = 0 if input.dim() == 1 else 1
+        self.terms = TERMS[terms]
+        self.class_weight = None if class_weight is None else class_weight.to(self.dtype)
+        self.inputs.append(self.class_weight)
+        indexed = terms != "probabilities"
+        sizes = self.call["sizes"]
+        self.call |= {
+            "class_dim": self.class_dim,
+            "target": self.row_view(target) if indexed else _view(target, sizes),
+            "class_weight": 0 if self.class_weight is None else self.class_weight.data_ptr(),
+            "weight_value": 1.0,
+            "num_classes": sizes[self.class_dim],
+            "terms": self.terms,
+            "target_share": 1.0,
+            "uniform_share": 0.0,
+            "saved_stride": 0,
+            "weighted_mean": False,
+            "nothing_is_zero": False,
+        }
+
+    def row_view(self, rows: Tensor) -> View:
+        """A tensor without the class dimension along the logits' dimensions."""
+        strides = [0 if n == 1 else step for n, step in zip(rows.shape, rows.stride(), strict=True)]
+        strides.insert(self.class_dim, 0)
+        return (rows.data_ptr(), DTYPES.index(rows.dtype), strides)
+
+    def loss_view(self, loss: Tensor) -> View:
+        return _view(loss, self.call["sizes"]) if loss.dim() == 0 else self.row_view(loss)
+
+    def rows(self) -> list[int]:
+        """The logits' shape without the classes."""
+        sizes = list(self.input.shape)
+        del sizes[self.class_dim]
+        return sizes
+
+    def empty_loss(self) -> Tensor:
+        return torch.full(self.rows(), torch.nan, dtype=self.dtype)
+
+    def saved_for_backward(self, wanted: bool) -> tuple[dict[str, Any], Tensor | None]:
+        if not wanted:
+            return {}, None
+        numbers = self.module.saved_numbers(self.terms, self.gradient_needs_smooth)
+        saved = torch.full([numbers, *self.rows()], torch.nan, dtype=self.dtype)
+        view, step = self.saved_view(saved)
+        return {"saved": view, "saved_stride": step}, saved
+
+    def saved_view(self, saved: Tensor) -> tuple[View, int]:
+        return self.row_view(saved[0]), saved.stride(0)
+
+    def workspace_bytes(self, call: dict[str, Any]) -> int:
+        return int(self.module.row_softmax_workspace_bytes(call))
+
+
+class CrossEntropy(_EmulatedRows):
+    """Cross entropy."""
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        weight = options.get("weight")
+        probabilities = target.dim() == input.dim()
+        smoothing = float(options.get("label_smoothing", 0.0))
+        smoothed = "uniform" if weight is None else "weights"
+        terms = "probabilities" if probabilities else smoothed if smoothing > 0 else "none"
+        super().__init__(module, input, target, weight, terms, **options)
+        self.smooth_others = options.get("smoothing", "uniform") == "others"
+        self.z_loss = float(options.get("z_loss", 0.0))
+        target_share, uniform_share = module.cross_entropy_shares(
+            smoothing, self.smooth_others, self.call["num_classes"]
+        )
+        self.call |= {
+            "weighted_mean": weight is not None and not probabilities,
+            "target_share": target_share,
+            "uniform_share": uniform_share,
+        }
+
+    def launch(self, direction: str, call: dict[str, Any]) -> None:
+        run = getattr(self.module, f"cross_entropy_{direction}")
+        run(call, self.smoothing, self.smooth_others, self.z_loss)
+
+    def allows_gradient_in_forward(self) -> bool:
+        # The mean divides the two parts of the loss by different numbers.
+        return not (self.call["weighted_mean"] and self.z_loss and self.reduction == "mean")
+
+
+class SoftmaxFocal(_EmulatedRows):
+    """Softmax focal loss."""
+
+    gradient_needs_smooth = True
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        alpha = options.get("alpha")
+        smoothed = float(options.get("label_smoothing", 0.0)) > 0
+        weight = alpha if isinstance(alpha, Tensor) else None
+        super().__init__(
+            module, input, target, weight, "uniform" if smoothed else "none", **options
+        )
+        self.gamma = float(options.get("gamma", 2.0))
+        self.call["nothing_is_zero"] = True
+        if alpha is not None and weight is None:
+            self.call["weight_value"] = float(alpha)
+
+    def launch(self, direction: str, call: dict[str, Any]) -> None:
+        getattr(self.module, f"softmax_focal_{direction}")(call, self.gamma, self.smoothing)

@@ -20,7 +20,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("80", "90", "100")
 REGISTERS_PER_MULTIPROCESSOR = 65536
 THREADS_PER_MULTIPROCESSOR = 2048  # sm_80, sm_90 and sm_100
-THREADS_PER_BLOCK = 256  # of every kernel here
+SHARED_PER_MULTIPROCESSOR = 164 * 1024  # of sm_80, the smallest; a block costs 1 KB beside its own
+THREADS_PER_BLOCK = 256
+# Launches that are not of 256 threads without dynamic shared memory: (threads, bytes) as
+# kernels/cuda/row_softmax_launch.cuh plans them, the largest of each kind. Fewer threads for double.
+LAUNCHES = {
+    "row_tile_kernel": [(256, 32 * 1024 + 16)],
+    "row_block_kernel": [(128, 8208), (256, 16400), (512, 32784), (1024, 47 * 1024)],
+    "row_pixels_kernel": [(256, 10 * 1024)],
+    "row_finish_kernel": [(1024, 0)],
+}
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,28 @@ class Kernel:
     shared_bytes: int
 
     @property
+    def is_double(self) -> bool:
+        """Whether its arithmetic is in float64."""
+        return "double" in self.name
+
+    @property
     def occupancy(self) -> float:
-        """Share of a multiprocessor's threads that registers allow (allocated in units of 8)."""
+        """Share of a multiprocessor's threads that registers (allocated in units of 8) and shared
+        memory allow: that of the worst launch.
+        """
         per_thread = -(-self.registers // 8) * 8
-        blocks = REGISTERS_PER_MULTIPROCESSOR // (per_thread * THREADS_PER_BLOCK)
-        return min(1.0, blocks * THREADS_PER_BLOCK / THREADS_PER_MULTIPROCESSOR)
+        launches = LAUNCHES.get(re.split(r"[<(]", self.name)[0], [(THREADS_PER_BLOCK, 0)])
+        shares = []
+        for threads, dynamic in launches:
+            if self.is_double and "row_block" in self.name:
+                threads = min(threads, 512)
+            shared = self.shared_bytes + dynamic + 1024
+            blocks = min(
+                REGISTERS_PER_MULTIPROCESSOR // (per_thread * threads),
+                SHARED_PER_MULTIPROCESSOR // shared,
+            )
+            shares.append(min(1.0, blocks * threads / THREADS_PER_MULTIPROCESSOR))
+        return min(shares)
 
 
 def nvcc() -> str | None:
@@ -69,7 +95,7 @@ def _readable(names: list[str]) -> list[str]:
         name = re.sub(r"fusedloss::(cuda::)?(\(anonymous namespace\)::)?", "", name)
         name = name.replace("(Pass)0", "loss").replace("(Pass)1", "loss+grad")
         name = name.replace("(Pass)2", "grad").removeprefix("void ")
-        short.append(re.sub(r"\((PointwiseCall|ScaleCall).*", "", name))
+        short.append(re.sub(r"\((PointwiseCall|RowSoftmaxCall|ScaleCall).*", "", name))
     return short
 
 

@@ -1,4 +1,7 @@
-"""Wrong arguments: the error names the argument, what was given and what is accepted, at once."""
+"""Wrong arguments: the error names the argument, what was given and what is accepted, at once. Here
+those of the sigmoid focal loss, and of what all losses have; test_arguments_classes.py has those of
+the losses over a softmax.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,21 @@ def labels(dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.tensor([0, 3, 4]).to(dtype)
 
 
-def refused(error: type[Exception], message: str, *args: Any, **options: Any) -> None:
+def refused_by(
+    function: Any, error: type[Exception], message: str, *args: Any, **options: Any
+) -> None:
     """The call raises `error` with all parts of `message` (split at |), on every backend."""
     for backend in ("auto", "native", "reference"):
         with fusedloss.backend(backend), NoWork(), pytest.raises(error) as caught:
-            sigmoid_focal_loss(*args, **options)
+            function(*args, **options)
         text = str(caught.value)
-        for part in ("sigmoid_focal_loss:", *message.split("|")):
+        for part in (f"{function.__name__}:", *message.split("|")):
             assert part in text, f"{part!r} is not in {text!r}"
+
+
+def refused(error: type[Exception], message: str, *args: Any, **options: Any) -> None:
+    """The same for the sigmoid focal loss."""
+    refused_by(sigmoid_focal_loss, error, message, *args, **options)
 
 
 FOUR = "float32, float64, float16, bfloat16"

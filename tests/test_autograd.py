@@ -9,15 +9,33 @@ from typing import Any
 import fusedloss
 import pytest
 import torch
-from cases import BY_NAME, CASES, Case, lay_out
+from cases import (
+    BY_NAME,
+    CASES,
+    CROSS_ENTROPY,
+    LOSSES,
+    SIGMOID_FOCAL,
+    SOFTMAX_FOCAL,
+    Case,
+    Loss,
+    lay_out,
+)
 from fusedloss import sigmoid_focal_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SCHEDULES = ("recompute", "forward")
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 # Finite differences need logits of moderate size and something to differentiate.
-SMOOTH = [case for case in CASES if case.logits != "extreme" and 0 not in case.shape]
+SMOOTH = [
+    case
+    for case in CASES
+    if case.logits not in ("extreme", "shifted")
+    and 0 not in case.shape
+    and case.emulated
+    and not (case.loss is CROSS_ENTROPY and case.ignored > 1)  # a mean over nothing is NaN
+]
 
 
 def each(cases: list[Case]) -> Any:
@@ -60,17 +78,47 @@ def test_gradgradcheck(case: Case, schedule: str) -> None:
         assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
 
 
+ELEMENTWISE: dict[str, tuple[Loss, dict[str, Any]]] = {
+    **{f"focal-{g}": (SIGMOID_FOCAL, {"gamma": g}) for g in (0.0, 0.5, 2.0, 2.5)},
+    **{
+        f"softmax-focal-{g}-{e}": (SOFTMAX_FOCAL, {"gamma": g, "label_smoothing": e})
+        for g in (0.0, 0.3, 0.5, 1.0, 2.0, 2.5)
+        for e in (0.0, 0.1)
+    },
+    "ce": (CROSS_ENTROPY, {}),
+    "ce-z": (CROSS_ENTROPY, {"z_loss": 0.1}),
+    "ce-uniform": (CROSS_ENTROPY, {"label_smoothing": 0.2}),
+    "ce-others-z": (
+        CROSS_ENTROPY,
+        {"label_smoothing": 0.2, "smoothing": "others", "z_loss": 0.1},
+    ),
+    "ce-weight": (
+        CROSS_ENTROPY,
+        {"label_smoothing": 0.2, "weight": torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)},
+    ),
+}
+
+
 @each_schedule
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 2.5])
-@pytest.mark.parametrize("name", ["index", "soft"])
-def test_gradcheck_of_every_element(name: str, gamma: float, schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "soft"),
+    [
+        (name, soft)
+        for name, (loss, _) in ELEMENTWISE.items()
+        for soft in (False, True)
+        if not (soft and loss is SOFTMAX_FOCAL)  # which takes labels only
+    ],
+)
+def test_gradcheck_of_every_element(name: str, soft: bool, schedule: str) -> None:
+    loss, options = ELEMENTWISE[name]
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    soft = torch.rand(4, 3, generator=generator, dtype=torch.float64)
-    target = torch.tensor([0, 2, 3, -1]) if name == "index" else soft
+    target = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    if not soft:
+        target = torch.tensor([0, 2, 3, -1] if loss.background else [0, 2, 1, -100])
 
     def function(x: Tensor) -> Tensor:
-        return sigmoid_focal_loss(x, target, gamma=gamma, reduction="none")
+        return loss.function(x, target, reduction="none", **options)
 
     with fusedloss.gradient_schedule(schedule):
         assert torch.autograd.gradcheck(function, (x,))
@@ -78,7 +126,7 @@ def test_gradcheck_of_every_element(name: str, gamma: float, schedule: str) -> N
 
 
 @each_schedule
-@each([case for case in CASES if case.name != "focal-long"])
+@each([case for case in CASES if case.name != "focal-long" and case.emulated])
 def test_create_graph_gives_the_fused_gradient(case: Case, schedule: str) -> None:
     input, target, options = case.inputs(torch.float64)
     x = input.detach().requires_grad_()
@@ -92,53 +140,63 @@ def test_create_graph_gives_the_fused_gradient(case: Case, schedule: str) -> Non
     torch.testing.assert_close(with_graph.detach(), fused, rtol=1e-12, atol=1e-15)
 
 
-def operator_arguments(
-    case: Case, dtype: torch.dtype, with_grad: bool
-) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor, Tensor]:
-    """Arguments of the forward and backward operators of one case, and (scale, gradient)."""
+class Calls(TorchDispatchMode):
+    """Records the fused operators that run, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "fusedloss":
+            assert not kwargs
+            plain = [x.detach() if isinstance(x, Tensor) else x for x in args]
+            self.calls.append((func, tuple(plain)))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self) -> list[str]:
+        """The operators in order."""
+        return [func._opname for func, _ in self.calls]
+
+
+def recorded(case: Case, dtype: torch.dtype, schedule: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The operators of a step and a repeated one, as the public function calls them."""
     input, target, options = case.inputs(dtype)
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = {
-        name: value.to(accumulator) if isinstance(value, Tensor) else None
-        for name, value in ((name, options.get(name)) for name in ("alpha", "weight", "normalizer"))
-    }
-    alpha = options.get("alpha", 0.25)
-    normalizer = options.get("normalizer", 0.0)
-    side = (tensors["alpha"], tensors["weight"])
-    numbers = (
-        -1.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
-        options.get("gamma", 2.0),
-        options.get("ignore_index", -100),
-        options.get("label_smoothing", 0.0),
-    )
-    divisor = 0.0 if isinstance(normalizer, Tensor) else float(normalizer)
-    reduction = {"none": 0, "sum": 1, "mean": 2}[options.get("reduction", "mean")]
-    forward = (
-        *(input, target, *side, tensors["normalizer"]),
-        *(*numbers, divisor, reduction, with_grad),
-    )
-    loss, scale, grad = torch.ops.fusedloss.sigmoid_focal_fwd(*forward)
-    backward = (torch.rand_like(loss), scale, input, target, *side, *numbers)
-    return forward, backward, scale, grad
+    x = input.detach().requires_grad_()
+    with fusedloss.gradient_schedule(schedule), Calls() as calls:
+        loss = case.loss.function(x, target, **options)
+        upstream = torch.rand_like(loss)
+        torch.autograd.grad(loss, x, upstream, retain_graph=True)
+        torch.autograd.grad(loss, x, upstream)
+    return calls.calls
 
 
 CHEAP_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 ALL_CHECKS = (*CHEAP_CHECKS, "test_aot_dispatch_dynamic")
-TRACED = {"focal-index", "focal-none", "focal-channels-last", "focal-soft", "focal-scalar"}
+TRACED = {
+    *("focal-index", "focal-none", "focal-channels-last", "focal-soft", "focal-scalar"),
+    *("ce-7-classes", "ce-none-3d", "ce-channels-last", "ce-soft-weight", "ce-z-weight-mean"),
+    *("ce-no-batch", "softmax-focal-no-batch", "softmax-focal-channels-last"),
+    *("softmax-focal-none-3d", "softmax-focal-alpha-smoothing"),
+}
 
 
+@each_schedule
 @each(CASES)
-def test_opcheck(case: Case) -> None:
-    ops = torch.ops.fusedloss
+def test_opcheck(case: Case, schedule: str) -> None:
     checks = ALL_CHECKS if case.name in TRACED else CHEAP_CHECKS
     for dtype in (torch.float32, torch.bfloat16):
-        forward, backward, scale, grad = operator_arguments(case, dtype, with_grad=True)
-        torch.library.opcheck(ops.sigmoid_focal_fwd, forward, test_utils=checks)
-        torch.library.opcheck(ops.sigmoid_focal_fwd, (*forward[:-1], False), test_utils=checks)
-        torch.library.opcheck(ops.sigmoid_focal_bwd, backward, test_utils=checks)
-        scaling = (grad, backward[0], scale)
-        torch.library.opcheck(ops.scale_gradient, scaling, test_utils=checks)
-        torch.library.opcheck(ops.scale_gradient_, scaling, test_utils=checks)
+        calls = recorded(case, dtype, schedule)
+        backward = {
+            "forward": ["scale_gradient", "scale_gradient_"],
+            "recompute": [case.loss.backward_op] * 2,
+        }[schedule]
+        assert [func._opname for func, _ in calls] == [case.loss.forward_op, *backward]
+        for func, args in {func: (func, args) for func, args in calls}.values():
+            torch.library.opcheck(func, args, test_utils=checks)
 
 
 def run(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +211,10 @@ def run(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tens
 def compiled_functions() -> dict[str, Callable[..., Tensor]]:
     """What is compiled: (logits [N, 5], labels [N], soft targets [N, 5], weight [N, 1]) -> loss."""
     module = fusedloss.SigmoidFocalLoss(torch.linspace(0.1, 0.9, 5), gamma=1.5)
+    smooth = fusedloss.LabelSmoothingCrossEntropyLoss(weight=torch.linspace(0.1, 0.9, 5))
+    softmax_focal = fusedloss.SoftmaxFocalLoss(
+        torch.linspace(0.1, 0.9, 5), gamma=1.5, ignore_index=-1
+    )
     return {
         "index": lambda x, label, soft, weight: sigmoid_focal_loss(x, label, normalizer=7),
         "dense": lambda x, label, soft, weight: sigmoid_focal_loss(
@@ -161,15 +223,31 @@ def compiled_functions() -> dict[str, Callable[..., Tensor]]:
         "module": lambda x, label, soft, weight: module(
             torch.tanh(x) * 3, label, normalizer=(label >= 0).sum()
         ),
+        "ce": lambda x, label, soft, weight: fusedloss.cross_entropy(
+            x, label, ignore_index=-1, z_loss=0.1
+        ),
+        "ce soft": lambda x, label, soft, weight: fusedloss.cross_entropy(
+            x, soft, label_smoothing=0.1, smoothing="others", reduction="none"
+        ),
+        "ce module": lambda x, label, soft, weight: smooth(torch.tanh(x) * 3, label.clamp(0, 4)),
+        "nll": lambda x, label, soft, weight: fusedloss.nll_loss(
+            torch.log_softmax(x, 1), label, ignore_index=-1, reduction="sum"
+        ),
+        "softmax focal": lambda x, label, soft, weight: softmax_focal(
+            x, label, normalizer=(label >= 0).sum()
+        ),
     }
 
 
 def compile_inputs(rows: int) -> tuple[Tensor, ...]:
     """Inputs of `compiled_functions`."""
     g = torch.Generator().manual_seed(rows)
-    label = torch.randint(-1, 6, (rows,), generator=g)
+    label = torch.randint(-1, 5, (rows,), generator=g)
     soft, weight = torch.rand(rows, 5, generator=g), torch.rand(rows, 1, generator=g)
     return torch.randn(rows, 5, generator=g), label, soft, weight
+
+
+COMPILED = ["ce", "ce soft", "ce module", "nll", "softmax focal"]
 
 
 @each_schedule
@@ -182,6 +260,8 @@ def compile_inputs(rows: int) -> tuple[Tensor, ...]:
         ("index", "aot_eager", True),
         ("dense", "aot_eager", True),
         ("module", "inductor", True),
+        *((name, "aot_eager", dynamic) for name in COMPILED for dynamic in (False, True)),
+        ("ce module", "inductor", True),
     ],
 )
 def test_compiled_whole_equals_eager(name: str, backend: str, dynamic: bool, schedule: str) -> None:
@@ -231,46 +311,44 @@ def saved_storages(*inputs: Tensor | None) -> Iterator[dict[int, int]]:
         yield found
 
 
-MEMORY_CASES = ["index", "none", "soft", "weight-elementwise", "channels-last", "normalizer-tensor"]
+MEMORY_CASES = [
+    *("focal-index", "focal-none", "focal-soft", "focal-weight-elementwise"),
+    *("focal-channels-last", "focal-normalizer-tensor"),
+    *("ce-91-classes", "ce-2x19x527", "ce-none-3d", "ce-channels-last", "ce-weight-uniform-mean"),
+    *("ce-z-weight-mean", "ce-soft-weight", "ce-soft-2x19x5", "ce-soft-channels-last"),
+    *("softmax-focal-91-classes", "softmax-focal-2x19x527", "softmax-focal-alpha-smoothing"),
+]
 
 
 @each_schedule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", MEMORY_CASES)
 def test_memory_kept_for_backward(name: str, dtype: torch.dtype, schedule: str) -> None:
-    case = BY_NAME[f"focal-{name}"]
+    case = BY_NAME[name]
     input, target, options = case.inputs(dtype)
     x = input.detach().requires_grad_()
     sides = [value for value in options.values() if isinstance(value, Tensor)]
     with fusedloss.gradient_schedule(schedule), saved_storages(x, target, *sides) as found:
         loss = case.loss.function(x, target, **options)
     sizes = sorted(found.values())
-    gradient = x.numel() * x.element_size()
-    if schedule == "forward":
-        assert sizes.pop() == gradient
-    assert all(size <= 8 for size in sizes), f"kept {sizes} bytes beside the inputs"
+    number = 8 if dtype == torch.float64 else 4
+    if schedule == "forward":  # the gradient, and nothing of each row
+        assert sizes.pop() == x.numel() * x.element_size()
+    elif case.loss is not SIGMOID_FOCAL:  # up to three numbers of each row
+        rows = x.numel() // x.size(case.loss.class_dim(x.dim()))
+        assert rows * number <= sizes.pop() <= 3 * rows * number
+    # Class weights are converted to the arithmetic's dtype once.
+    if any(side.numel() > 1 and side.dtype.itemsize != number for side in sides):
+        assert case.loss is SIGMOID_FOCAL or sizes.pop() <= x.size(1) * number
+    assert all(size <= 16 for size in sizes), f"kept {sizes} bytes beside the inputs"
     assert len(sizes) <= 2
     loss.sum().backward()
 
 
-class Calls(TorchDispatchMode):
-    """Records the fused operators that run, with their last argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[tuple[str, Any]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == "fusedloss":
-            self.names.append((func._opname, args[-1]))
-        return func(*args, **(kwargs or {}))
-
-
+@each_loss
 @each_schedule
-def test_without_grad_nothing_is_kept_or_computed_for_it(schedule: str) -> None:
-    input, target, _ = BY_NAME["focal-index"].inputs(torch.float32)
+def test_without_grad_nothing_is_kept_or_computed_for_it(schedule: str, loss: Loss) -> None:
+    input, target, _ = BY_NAME[STEP[loss.name]].inputs(torch.float32)
     leaf = input.clone().requires_grad_()
     for x, grad_mode in ((input, True), (leaf, False)):
         with (
@@ -279,18 +357,26 @@ def test_without_grad_nothing_is_kept_or_computed_for_it(schedule: str) -> None:
             Calls() as calls,
             torch.set_grad_enabled(grad_mode),
         ):
-            loss = sigmoid_focal_loss(x, target)
-        assert not loss.requires_grad
+            value = loss.function(x, target)
+        assert not value.requires_grad
         assert found == {}
-        assert calls.names == [("sigmoid_focal_fwd", False)]
+        assert calls.names == [loss.forward_op]
+        assert calls.calls[0][1][-1] is False
 
 
+STEP = {
+    "sigmoid_focal": "focal-index",
+    "cross_entropy": "ce-91-classes",
+    "softmax_focal": "softmax-focal-91-classes",
+}
+
+
+@each_loss
 @each_schedule
-def test_each_pass_is_one_operator(schedule: str) -> None:
-    input, target, _ = BY_NAME["focal-index"].inputs(torch.float32)
+def test_each_pass_is_one_operator(schedule: str, loss: Loss) -> None:
+    input, target, _ = BY_NAME[STEP[loss.name]].inputs(torch.float32)
     x = input.clone().requires_grad_()
     with fusedloss.gradient_schedule(schedule), Calls() as calls:
-        sigmoid_focal_loss(x, target).backward()
-    second = "scale_gradient_" if schedule == "forward" else "sigmoid_focal_bwd"
-    assert [name for name, _ in calls.names] == ["sigmoid_focal_fwd", second]
-    assert calls.names[0][1] is (schedule == "forward")
+        loss.function(x, target).backward()
+    second = "scale_gradient_" if schedule == "forward" else loss.backward_op
+    assert calls.names == [loss.forward_op, second]

@@ -13,7 +13,7 @@ from typing import Any
 import fusedloss
 import pytest
 import torch
-from cases import BY_NAME, CASES, Case, lay_out
+from cases import BY_NAME, CASES, LOSSES, SIGMOID_FOCAL, Case, Loss, lay_out
 from fusedloss import SigmoidFocalLoss, sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,19 +24,29 @@ each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
+each_loss = pytest.mark.parametrize("subject", LOSSES, ids=lambda loss: loss.name)
+
+
 def make(
-    rows: int = 14, classes: int = 9, dtype: torch.dtype = torch.float32
+    subject: Loss = SIGMOID_FOCAL,
+    rows: int = 14,
+    classes: int = 9,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """A leaf of logits and class indices."""
+    """A leaf of logits and class indices: rows, or pixels where the classes do not come last."""
     generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, classes, generator=generator).to(dtype).requires_grad_()
-    return x, torch.randint(-1, classes + 1, (rows,), generator=generator)
+    inner = () if subject.classes_last else (5,)
+    x = torch.randn(rows, classes, *inner, generator=generator).to(dtype).requires_grad_()
+    low, high = (-1, classes + 1) if subject.background else (0, classes)
+    return x, torch.randint(low, high, (rows, *inner), generator=generator)
 
 
-def exact_gradient(x: Tensor, target: Tensor, upstream: Tensor, **options: Any) -> Tensor:
+def exact_gradient(
+    x: Tensor, target: Tensor, upstream: Tensor, subject: Loss = SIGMOID_FOCAL, **options: Any
+) -> Tensor:
     """The float64 gradient from the eager reference."""
     wide = x.detach().double().requires_grad_()
-    loss = fusedloss.reference.sigmoid_focal_loss(wide, target, **options)
+    loss = subject.reference(wide, target, **options)
     (grad,) = torch.autograd.grad(loss, wide, upstream.double())
     return grad
 
@@ -66,30 +76,37 @@ UPSTREAM: dict[str, Callable[[Tensor], Tensor]] = {
 @each_dtype
 @each_schedule
 @pytest.mark.parametrize("upstream", UPSTREAM)
-def test_upstream_gradient(upstream: str, schedule: str, dtype: torch.dtype) -> None:
-    x, target = make(dtype=dtype)
+@each_loss
+def test_upstream_gradient(subject: Loss, upstream: str, schedule: str, dtype: torch.dtype) -> None:
+    x, target = make(subject, dtype=dtype)
     with fusedloss.gradient_schedule(schedule):
-        loss = sigmoid_focal_loss(x, target, reduction="none")
+        loss = subject.function(x, target, reduction="none")
         grad_output = UPSTREAM[upstream](loss.detach())
         before = grad_output.clone()
         loss.backward(grad_output)
     assert x.grad is not None
     assert torch.equal(grad_output, before)
-    assert_gradient(x.grad, exact_gradient(x, target, grad_output, reduction="none"))
+    assert_gradient(
+        x.grad, exact_gradient(x, target, grad_output, reduction="none", subject=subject)
+    )
     if "zero" in upstream:
-        assert (x.grad[grad_output == 0] == 0).all()
+        rows = x.grad if subject.classes_last else x.grad.movedim(1, -1)
+        assert (rows[grad_output == 0] == 0).all()
 
 
 @each_dtype
 @each_schedule
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("factor", [1.0, 0.0, -3.0, 1024.0])
-def test_upstream_scalar(factor: float, reduction: str, schedule: str, dtype: torch.dtype) -> None:
-    x, target = make(dtype=dtype)
+@each_loss
+def test_upstream_scalar(
+    subject: Loss, factor: float, reduction: str, schedule: str, dtype: torch.dtype
+) -> None:
+    x, target = make(subject, dtype=dtype)
     with fusedloss.gradient_schedule(schedule):
-        (sigmoid_focal_loss(x, target, reduction=reduction) * factor).backward()
+        (subject.function(x, target, reduction=reduction) * factor).backward()
     assert x.grad is not None
-    exact = exact_gradient(x, target, torch.tensor(factor), reduction=reduction)
+    exact = exact_gradient(x, target, torch.tensor(factor), reduction=reduction, subject=subject)
     assert_gradient(x.grad, exact)
     if factor == 0.0:
         assert (x.grad == 0).all()
@@ -97,10 +114,11 @@ def test_upstream_scalar(factor: float, reduction: str, schedule: str, dtype: to
 
 @each_schedule
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_backward_twice_and_accumulation(reduction: str, schedule: str) -> None:
-    x, target = make()
+@each_loss
+def test_backward_twice_and_accumulation(subject: Loss, reduction: str, schedule: str) -> None:
+    x, target = make(subject)
     with fusedloss.gradient_schedule(schedule):
-        loss = sigmoid_focal_loss(x, target, reduction=reduction)
+        loss = subject.function(x, target, reduction=reduction)
         upstream = torch.full_like(loss, 3.0)
         (first,) = torch.autograd.grad(loss, x, upstream, retain_graph=True)
         kept = first.clone()
@@ -121,14 +139,15 @@ def test_backward_twice_and_accumulation(reduction: str, schedule: str) -> None:
 
 
 @each_schedule
-def test_one_loss_used_twice(schedule: str) -> None:
-    x, target = make()
+@each_loss
+def test_one_loss_used_twice(subject: Loss, schedule: str) -> None:
+    x, target = make(subject)
     with fusedloss.gradient_schedule(schedule):
-        loss = sigmoid_focal_loss(x, target)
+        loss = subject.function(x, target)
         (loss * 2 + loss.square()).backward()
     assert x.grad is not None
     factor = 2 + 2 * loss.detach()
-    assert_gradient(x.grad, exact_gradient(x, target, factor))
+    assert_gradient(x.grad, exact_gradient(x, target, factor, subject=subject))
 
 
 @each_schedule
@@ -198,26 +217,28 @@ def test_inputs_are_not_modified(name: str, schedule: str) -> None:
 
 
 @each_schedule
-def test_logits_changed_before_backward_are_noticed(schedule: str) -> None:
-    base, target = make()
+@each_loss
+def test_logits_changed_before_backward_are_noticed(subject: Loss, schedule: str) -> None:
+    base, target = make(subject)
     x = base * 1
     with fusedloss.gradient_schedule(schedule):
-        loss = sigmoid_focal_loss(x, target)
+        loss = subject.function(x, target)
         x.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
 
 @each_schedule
-def test_non_leaf_logits_hooks_and_checkpoints(schedule: str) -> None:
-    x, target = make(dtype=torch.float64)
+@each_loss
+def test_non_leaf_logits_hooks_and_checkpoints(subject: Loss, schedule: str) -> None:
+    x, target = make(subject, dtype=torch.float64)
     seen = []
 
     def function(x: Tensor) -> Tensor:
         y = torch.tanh(x) * 4
         if y.requires_grad:
             y.register_hook(lambda grad: seen.append(grad.clone()))
-        return sigmoid_focal_loss(y, target) * 3
+        return subject.function(y, target) * 3
 
     with fusedloss.gradient_schedule(schedule):
         (plain,) = torch.autograd.grad(function(x), x)
@@ -225,7 +246,7 @@ def test_non_leaf_logits_hooks_and_checkpoints(schedule: str) -> None:
         with torch.autograd.graph.save_on_cpu():
             (moved,) = torch.autograd.grad(function(x), x)
     y = (torch.tanh(x) * 4).detach()
-    inner = exact_gradient(y, target, torch.tensor(3.0))
+    inner = exact_gradient(y, target, torch.tensor(3.0), subject=subject)
     assert_gradient(seen[0], inner)
     assert_gradient(plain, inner * 4 * (1 - torch.tanh(x.detach()) ** 2))
     assert torch.equal(plain, again)
@@ -233,20 +254,21 @@ def test_non_leaf_logits_hooks_and_checkpoints(schedule: str) -> None:
 
 
 @each_schedule
-def test_functional_gradients(schedule: str) -> None:
-    x, target = make(dtype=torch.float64)
+@each_loss
+def test_functional_gradients(subject: Loss, schedule: str) -> None:
+    x, target = make(subject, dtype=torch.float64)
     plain = x.detach()
     with fusedloss.gradient_schedule(schedule):
-        grad = torch.func.grad(lambda x: sigmoid_focal_loss(x, target))(plain)
-        value, pulled, *_ = torch.func.vjp(lambda x: sigmoid_focal_loss(x, target), plain)
+        grad = torch.func.grad(lambda x: subject.function(x, target))(plain)
+        value, pulled, *_ = torch.func.vjp(lambda x: subject.function(x, target), plain)
         hessian_vector = torch.func.grad(
-            lambda x: torch.func.grad(lambda x: sigmoid_focal_loss(x, target))(x).square().sum()
+            lambda x: torch.func.grad(lambda x: subject.function(x, target))(x).square().sum()
         )(plain)
-    exact = exact_gradient(x, target, torch.tensor(1.0))
+    exact = exact_gradient(x, target, torch.tensor(1.0), subject=subject)
     assert_gradient(grad, exact)
     assert_gradient(pulled(torch.tensor(2.0, dtype=torch.float64))[0], 2 * exact)
-    assert torch.equal(value, sigmoid_focal_loss(plain, target))
-    loss = fusedloss.reference.sigmoid_focal_loss(x, target)
+    assert torch.equal(value, subject.function(plain, target))
+    loss = subject.reference(x, target)
     (first,) = torch.autograd.grad(loss, x, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), x)
     torch.testing.assert_close(hessian_vector, second, rtol=1e-10, atol=1e-15)
@@ -394,13 +416,14 @@ def assert_descends(case: Case) -> None:
 
 
 @each_schedule
-def test_batched_gradients(schedule: str) -> None:
-    x, target = make(dtype=torch.float64)
+@each_loss
+def test_batched_gradients(subject: Loss, schedule: str) -> None:
+    x, target = make(subject, dtype=torch.float64)
     with fusedloss.gradient_schedule(schedule):
-        loss = sigmoid_focal_loss(x, target)
+        loss = subject.function(x, target)
     upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (batch,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True)
-    exact = exact_gradient(x, target, torch.tensor(1.0))
+    exact = exact_gradient(x, target, torch.tensor(1.0), subject=subject)
     for factor, grad in zip(upstream, batch, strict=True):
         assert_gradient(grad, factor * exact)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import fnmatch
+import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +18,21 @@ from fusedloss.benchmarks import (
     bars,
     baselines,
     cases,
+    chart,
     cuda_facts,
+    inputs,
     machine,
     measure,
     memory,
+    report,
     run,
     timing,
 )
+from fusedloss.benchmarks import baselines_cross_entropy as cross_entropy
+from fusedloss.benchmarks import baselines_sigmoid_focal as sigmoid_focal
+from fusedloss.benchmarks import baselines_softmax_focal as softmax_focal
 from fusedloss.benchmarks.results import CaseResult, ContenderResult, Timing
+from fusedloss.benchmarks.workload import Case, OtherFunction
 
 CPU = torch.device("cpu")
 
@@ -36,24 +47,24 @@ def quiet(_: str) -> None:
     """No progress."""
 
 
-def tiny_case(index: bool = True, dtype: torch.dtype = torch.float32) -> cases.Case:
+def tiny_case(index: bool = True, dtype: torch.dtype = torch.float32) -> Case:
     """64 anchors of 5 classes, contenders without fusedloss and packages."""
-    eager = baselines.focal_index_eager if index else baselines.focal_dense_eager
-    return cases.Case(
+    eager = sigmoid_focal.index_eager if index else sigmoid_focal.dense_eager
+    return Case(
         "tiny",
         "sigmoid focal",
         (64, 5),
         dtype,
-        setup=cases.focal_index_inputs if index else cases.focal_dense_inputs,
+        setup=inputs.focal_index if index else inputs.focal_dense,
         contenders=lambda: {"eager": eager},
-        reference=baselines.focal_reference,
+        reference=sigmoid_focal.reference,
     )
 
 
 def result(case: str, times: dict[str, float], peak: int = 100, logits: int = 100) -> CaseResult:
     """A result with the given medians in ms and one peak for all."""
     dtype = "bf16" if "bf16" in case else "fp32"
-    made = CaseResult(case, "loss", "large", (5, 5), dtype, "cpu", 25, logits)
+    made = CaseResult(case, "loss", "large", (5, 5), dtype, "cpu", 25, logits, rows=5)
     for name, value in times.items():
         made.contenders[name] = ContenderResult(
             name, train=Timing((value,) * 7), peak_bytes=peak, saved_bytes=0
@@ -153,23 +164,135 @@ def test_the_cuda_clock_flushes_before_each_call(monkeypatch: pytest.MonkeyPatch
 # --- contenders are checked -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("index", [True, False], ids=["index", "dense"])
-def test_every_focal_contender_is_right(index: bool, dtype: torch.dtype) -> None:
-    case = tiny_case(index, dtype)
-    inputs = case.setup(case, CPU)
-    reference = case.reference(inputs.logits, *inputs.args)
-    for name, loss in (baselines.focal_index() if index else baselines.focal_dense()).items():
-        timing.check(name, loss, inputs, reference)
+def small(case: Case) -> Case:
+    """The case with few rows and its own number of classes."""
+    shapes = {2: (16, case.shape[-1]), 3: (2, 30, case.shape[-1]), 4: (1, case.shape[1], 64, 48)}
+    return dataclasses.replace(case, shape=shapes[len(case.shape)], gpu_shape=None)
 
 
-def test_the_reference_does_not_depend_on_its_slices() -> None:
+# The series of one loss differ in their rows only.
+@pytest.mark.parametrize(
+    "case", [case for case in cases.CASES if case.series != "scaling"], ids=lambda case: case.name
+)
+def test_every_contender_of_every_case_is_right(case: Case) -> None:
+    ready = measure.prepare(small(case), CPU, measure.Options(compile=False), quiet)
+    assert {"eager", "fusedloss"} <= set(ready.contenders)
+
+
+def test_the_references_do_not_depend_on_their_slices() -> None:
     case = tiny_case()
-    inputs = case.setup(case, CPU)
-    labels, normalizer = inputs.args
-    whole = baselines.focal_reference(inputs.logits, labels, normalizer)
-    sliced = baselines.focal_reference(inputs.logits, labels, normalizer, rows_at_once=7)
+    made = case.setup(case, CPU)
+    labels, normalizer = made.args
+    whole = sigmoid_focal.reference(made.logits, labels, normalizer)
+    sliced = sigmoid_focal.reference(made.logits, labels, normalizer, rows_at_once=7)
     torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=0)
+
+
+def softmax_inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in float64, of which the first rows are far apart, and labels, of which some are ignored."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(*shape, dtype=torch.float64, generator=generator)
+    logits[:, 0].flatten()[:2] = 700.0
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels.flatten()[::5] = softmax_focal.IGNORE
+    return logits.requires_grad_(), labels
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 16_384])
+@pytest.mark.parametrize("shape", [(13, 6), (3, 4, 5, 2)], ids=["rows", "pixels"])
+@pytest.mark.parametrize(
+    ("make", "form"),
+    [
+        (
+            lambda rows: cross_entropy.reference(0.1, softmax_focal.IGNORE, rows),
+            cross_entropy.eager(0.1, softmax_focal.IGNORE),
+        ),
+        (
+            lambda rows: functools.partial(softmax_focal.reference, rows_at_once=rows),
+            softmax_focal.eager,
+        ),
+    ],
+    ids=["cross entropy", "softmax focal"],
+)
+def test_the_softmax_references_are_those_of_torch_in_float64(
+    make: Callable[[int], baselines.Reference],
+    form: baselines.LossFn,
+    shape: tuple[int, ...],
+    rows_at_once: int,
+) -> None:
+    logits, labels = softmax_inputs(*shape)
+    expected = form(logits, labels)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    value, gradient = make(rows_at_once)(logits, labels)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_references_of_worked_rows() -> None:
+    # p = 1/2 over two classes: CE = ln 2, with smoothing the same; focal (1/2)^2 ln 2; one class
+    # against the rest: two sigmoids at x = 0 give (1/2)^2 ln 2 each. The other row is ignored.
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+    labels = torch.tensor([1, softmax_focal.IGNORE])
+    value, gradient = cross_entropy.reference(0.1, softmax_focal.IGNORE)(logits, labels)
+    assert value.item() == pytest.approx(math.log(2))
+    assert gradient.flatten().tolist() == pytest.approx([0.45, -0.45, 0, 0])
+    assert softmax_focal.reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
+    assert softmax_focal.smp_reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
+
+
+def test_segmentation_labels_lie_in_patches_and_are_ignored_now_and_then() -> None:
+    shape = (2, 19, 512, 1024)
+    case = next(case for case in cases.CASES if case.name == "cityscapes-ce-fp32")
+    assert case.shape == shape
+    assert case.rows == 2 * 512 * 1024
+    case = dataclasses.replace(case, shape=(2, 19, 256, 512))
+    (labels,) = case.setup(case, CPU).args
+    assert labels.dtype == torch.int64
+    ignored = labels == softmax_focal.IGNORE
+    assert 0.03 < ignored.double().mean() < 0.07
+    assert set(labels[~ignored].unique().tolist()) == set(range(19))
+    same_as_the_next = (labels[..., 1:] == labels[..., :-1]).double().mean()
+    assert same_as_the_next > 0.9
+
+
+def half_eager(logits: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    """Another function than focal loss: half of it."""
+    return sigmoid_focal.index_eager(logits, *args) / 2
+
+
+def with_other_function(right: bool) -> Case:
+    """A case one contender of which computes half, declared with the right or a wrong reference."""
+
+    def reference(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value, gradient = sigmoid_focal.reference(*args)  # type: ignore[arg-type]
+        return value / 2, gradient / (2 if right else 3)
+
+    return dataclasses.replace(
+        tiny_case(),
+        contenders=lambda: {"eager": sigmoid_focal.index_eager, "half": half_eager},
+        other_functions={"half": OtherFunction(reference, "half of it")},
+    )
+
+
+def test_a_contender_of_another_function_is_checked_and_marked(tmp_path: Path) -> None:
+    options = measure.Options(7, compile=False, forward=False, memory=False)
+    ready = measure.prepare(with_other_function(right=True), CPU, options, quiet)
+    found = measure.measure(ready, CPU, options, quiet)
+    lines = report.case_table(found).splitlines()
+    assert any(line.strip().startswith("half *") for line in lines)
+    assert not any("eager *" in line for line in lines)
+    assert lines[-1].endswith("another function than the case's: half of it")
+    written = report.Report({}, {}, cases=[found])
+    report.write_csv(written, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        functions = {row["contender"]: row["other_function"] for row in csv.DictReader(file)}
+    assert functions == {"eager": "", "half": "half of it", "clone": ""}
+
+    with pytest.raises(timing.WrongResultError, match="half is wrong"):
+        measure.prepare(with_other_function(right=False), CPU, options, quiet)
+    undeclared = dataclasses.replace(with_other_function(right=True), other_functions={})
+    with pytest.raises(timing.WrongResultError, match="half is wrong"):
+        measure.prepare(undeclared, CPU, options, quiet)
 
 
 class _WrongGradient(torch.autograd.Function):
@@ -185,11 +308,11 @@ class _WrongGradient(torch.autograd.Function):
 
 
 WRONG: dict[str, Callable[..., torch.Tensor]] = {
-    "value": lambda *args: baselines.focal_index_eager(*args) + 0.01,
-    "gradient": lambda *args: _WrongGradient.apply(baselines.focal_index_eager(*args)),
-    "nan": lambda *args: baselines.focal_index_eager(*args) * float("nan"),
+    "value": lambda *args: sigmoid_focal.index_eager(*args) + 0.01,
+    "gradient": lambda *args: _WrongGradient.apply(sigmoid_focal.index_eager(*args)),
+    "nan": lambda *args: sigmoid_focal.index_eager(*args) * float("nan"),
     "without gradient": lambda x, *args: (
-        baselines.focal_index_eager(x, *args)
+        sigmoid_focal.index_eager(x, *args)
         if x.requires_grad and torch.is_grad_enabled()
         else x.sum()
     ),
@@ -216,7 +339,7 @@ def test_a_wrong_contender_is_refused(name: str, reason: str) -> None:
 def test_a_wrong_contender_stops_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(baselines, "focal_dense_eager", lambda x, *_: x.sum())
+    monkeypatch.setattr(sigmoid_focal, "dense_eager", lambda x, *_: x.sum())
     monkeypatch.setattr(cases, "select", lambda **_: [tiny_case()])
     argv = ["--quick", "--no-compile", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert run.main(argv) == 1
@@ -246,7 +369,7 @@ def test_peak_bytes_of_known_functions() -> None:
 
 # --- bars -----------------------------------------------------------------------------------------
 
-GOOD = {"eager": 100.0, "compile": 50.0, "fusedloss": 5.0, "clone": 2.0}
+GOOD = {"eager": 100.0, "compile": 50.0, "smp": 900.0, "fusedloss": 5.0, "clone": 2.0}
 
 
 def statuses(verdicts: list[bars.Verdict]) -> dict[str, str]:
@@ -254,16 +377,47 @@ def statuses(verdicts: list[bars.Verdict]) -> dict[str, str]:
 
 
 def test_good_figures_pass_every_bar() -> None:
-    found = bars.evaluate(
-        [
-            result("retinanet-index-fp32", GOOD),
-            result("retinanet-index-bf16", GOOD | {"fusedloss": 4.9}),
-            result("small-focal-index-8x4", GOOD),
-        ]
-    )
-    assert len(found) == len(bars.BARS) + 1  # the memory bar covers two of the cases
-    assert all(verdict.status == "PASS" for verdict in found), found
+    good = [
+        result(case.name, GOOD | ({"fusedloss": 4.9} if case.dtype_name == "bf16" else {}))
+        for case in cases.CASES
+    ]
+    found = bars.evaluate(good)
+    assert all(verdict.status in ("PASS", "INFO") for verdict in found), found
     assert not bars.failed(found)
+
+
+def test_an_informative_bar_is_reported_and_never_fails() -> None:
+    slow = result("cityscapes-ce-bf16", GOOD | {"eager": 5.1})
+    found = {v.bar: v for v in bars.evaluate([slow, result("cityscapes-ce-fp32", GOOD)])}
+    verdict = found["cityscapes-ce-bf16: at least 2.5x faster than eager"]
+    assert (verdict.status, verdict.measured) == ("INFO", pytest.approx(1.02))
+    assert verdict.line().startswith("INFO")
+    assert not bars.failed(list(found.values()))
+    alone = [v for v in found.values() if v.status in ("INFO", "NOT RUN")]
+    assert bars.failed(alone)  # nothing was checked
+
+
+def test_every_large_case_has_every_kind_of_bar() -> None:
+    for case in cases.CASES:
+        if case.series != "large":
+            continue
+        kinds = {
+            (bar.measure, bar.against) for bar in bars.BARS if fnmatch.fnmatch(case.name, bar.cases)
+        }
+        assert {m for m, _ in kinds} & {"peak_over_logits", "peak_beyond_gradient"}, case.name
+        assert ("in_units_of", "clone") in kinds, case.name
+        if case.dtype_name == "bf16":
+            assert ("time_over_case", "bf16>fp32") in kinds, case.name
+        else:
+            assert {("times_faster_than", c) for c in ("eager", "compile")} <= kinds, case.name
+
+
+def test_memory_beyond_the_gradient_is_per_row() -> None:
+    found = result("imagenet-ce-8192x1000-fp32", GOOD, peak=140)  # of 5 rows, 100 bytes of logits
+    assert found.peak_beyond_gradient("fusedloss") == 8.0
+    assert found.peak_beyond_gradient("fusedloss", let_go=30) == 2.0
+    assert found.peak_beyond_gradient("fusedloss", let_go=50) == 0.0
+    assert found.peak_beyond_gradient("nobody") is None
 
 
 @pytest.mark.parametrize(
@@ -273,6 +427,14 @@ def test_good_figures_pass_every_bar() -> None:
         ("retinanet-index-fp32", {"compile": 19.0}, 100, "4x faster than compile"),
         ("retinanet-index-fp32", {"clone": 1.2}, 100, "4 clone"),
         ("retinanet-index-fp32", {}, 106, "peak above the inputs"),
+        ("imagenet-ce-smooth-8192x1000-fp32", {"eager": 14.9}, 100, "3x faster than eager"),
+        ("imagenet-ce-smooth-8192x1000-fp32", {"compile": 7.4}, 100, "1.5x faster than compile"),
+        ("imagenet-ce-8192x1000-fp32", {"eager": 12.4}, 100, "2.5x faster than eager"),
+        ("cityscapes-ce-fp32", {"compile": 6.9}, 100, "1.4x faster than compile"),
+        ("cityscapes-softmax-focal-fp32", {"smp": 49.0}, 100, "10x faster than smp"),
+        ("cityscapes-softmax-focal-fp32", {"compile": 9.9}, 100, "2x faster than compile"),
+        ("cityscapes-ce-fp32", {}, 100 + 4096 + 41, "at most 8 bytes a row"),
+        ("imagenet-ce-8192x1000-bf16", {"clone": 0.6}, 100, "8 clone"),
         ("retinanet-dense-bf16", {"fusedloss": 5.1}, 100, "the time of retinanet-dense-fp32"),
         ("retinanet-dense-bf16", {"clone": 0.6}, 100, "8 clone"),
         ("small-focal-dense-256x80", {"eager": 4.9}, 100, "1x faster than eager"),
@@ -281,8 +443,9 @@ def test_good_figures_pass_every_bar() -> None:
 def test_a_figure_beyond_its_bar_fails_that_bar_alone(
     case: str, times: dict[str, float], peak: int, failing: str
 ) -> None:
-    other = result("retinanet-dense-fp32", GOOD)
-    found = bars.evaluate([other, result(case, GOOD | times, peak)])
+    others = [result(name, GOOD) for name in ("retinanet-dense-fp32", "imagenet-ce-8192x1000-fp32")]
+    others = [other for other in others if other.case != case]
+    found = bars.evaluate([*others, result(case, GOOD | times, peak)])
     failures = [verdict for verdict in found if verdict.status == "FAIL"]
     assert len(failures) == 1, found
     assert case in failures[0].bar
@@ -355,6 +518,19 @@ def test_case_names_are_unique_and_can_be_selected() -> None:
 def test_every_bar_names_a_case_of_the_table() -> None:
     for verdict in bars.evaluate([result(case.name, GOOD) for case in cases.CASES]):
         assert verdict.measured is not None, verdict
+
+
+def test_each_loss_has_its_own_chart_of_sizes() -> None:
+    found = []
+    for loss in ("one loss", "another loss"):
+        for rows in (5, 50):
+            made = result(f"scaling-{rows}", GOOD)
+            made.series, made.loss, made.elements = "scaling", loss, rows
+            found.append(made)
+    found.append(result("retinanet-index-fp32", GOOD))
+    found[-1].contenders["smp"].other_function = "something else"
+    assert len(chart._panels(found)) == 3 + 2
+    assert len(chart._panels(found[2:])) == 3 + 1
 
 
 def test_the_memory_of_a_case_is_that_of_its_contenders() -> None:

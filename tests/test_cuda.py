@@ -5,8 +5,16 @@ from __future__ import annotations
 import fusedloss
 import pytest
 import torch
-from cases import Case
-from test_losses import _check, _expected, _upstream, each_case, each_dtype, each_schedule
+from cases import CROSS_ENTROPY, Case, Loss
+from test_losses import (
+    _check,
+    _expected,
+    _upstream,
+    each_case,
+    each_dtype,
+    each_loss,
+    each_schedule,
+)
 from torch import Tensor
 
 pytestmark = pytest.mark.gpu
@@ -25,35 +33,38 @@ def test_cuda(case: Case, dtype: torch.dtype, schedule: str) -> None:
     _check(case, loss.detach().cpu(), grad.cpu(), exact, eager)
 
 
-def test_out_of_range_label_raises_in_debug_only() -> None:
+@each_loss
+def test_out_of_range_label_raises_in_debug_only(loss: Loss) -> None:
     x = torch.randn(4, 5, device="cuda")
-    target = torch.tensor([0, 9, 5, 1], device="cuda")
-    loss = fusedloss.sigmoid_focal_loss(x, target, reduction="none")
-    assert torch.isnan(loss[1]).all()
-    assert torch.isfinite(loss[[0, 2, 3]]).all()
+    target = torch.tensor([0, 9, 4, 1], device="cuda")
+    value = loss.function(x, target, reduction="none")
+    assert torch.isnan(value[1]).all()
+    assert torch.isfinite(value[[0, 2, 3]]).all()
     with fusedloss.debug(True), pytest.raises(IndexError, match="label 9"):
-        fusedloss.sigmoid_focal_loss(x, target)
+        loss.function(x, target)
 
 
-def test_no_host_synchronisation() -> None:
+@each_loss
+def test_no_host_synchronisation(loss: Loss) -> None:
     x = torch.randn(64, 80, device="cuda", requires_grad=True)
-    target = torch.randint(0, 81, (64,), device="cuda")
-    normalizer = torch.ones((), device="cuda")
+    target = torch.randint(0, 80, (64,), device="cuda")
+    options = {} if loss is CROSS_ENTROPY else {"normalizer": torch.ones((), device="cuda")}
     torch.cuda.set_sync_debug_mode("error")
     try:
         for schedule in ("recompute", "forward"):
             with fusedloss.gradient_schedule(schedule):
-                fusedloss.sigmoid_focal_loss(x, target, normalizer=normalizer).backward()
+                loss.function(x, target, **options).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_cuda_graph() -> None:
+@each_loss
+def test_cuda_graph(loss: Loss) -> None:
     x = torch.randn(64, 80, device="cuda")
-    target = torch.randint(0, 81, (64,), device="cuda")
-    expected = fusedloss.sigmoid_focal_loss(x, target)
+    target = torch.randint(0, 80, (64,), device="cuda")
+    expected = loss.function(x, target)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = fusedloss.sigmoid_focal_loss(x, target)
+        captured = loss.function(x, target)
     graph.replay()
     assert torch.equal(captured, expected)

@@ -1,7 +1,9 @@
-"""Focal loss as others write it: each form is spelled out here and must agree with the library.
+"""Focal losses and cross entropy as others write them: each form is spelled out here and must agree
+with the library.
 
-The forms are the ones that users replace: on top of a BCE, on clipped probabilities, and
-torchvision's. The numeric examples were worked out apart from any of this code.
+The forms are the ones that users replace: focal loss on top of a BCE, on clipped probabilities, and
+torchvision's; label smoothing with a one-hot scatter. The numeric examples were worked out apart from
+any of this code.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import fusedloss
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 BACKENDS = ("native", "reference")
 SCHEDULES = ("recompute", "forward")
@@ -247,3 +249,181 @@ def test_a_small_batch_by_hand() -> None:
         reduction="sum",
     )
     assert weighted.item() == pytest.approx((1.25 + 2 * 1.25) * log2 / 4, rel=1e-15)
+
+
+@each_schedule
+@each_backend
+def test_cross_entropy_of_two_rows_by_hand(backend: str, schedule: str) -> None:
+    # Row 0, label 2: lse = log(e^0.1 + e^0.05 + e^0.7 + e^0.15) = 1.67373, less 0.7: 0.97373.
+    # Row 1, label 0: lse = log(e^0.2 + e^0.3 + e^0.4 + e^0.1) = 1.64253, less 0.2: 1.44253.
+    x = torch.tensor([[0.1, 0.05, 0.7, 0.15], [0.2, 0.3, 0.4, 0.1]], requires_grad=True)
+    label = torch.tensor([2, 0])
+    with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+        mean = fusedloss.cross_entropy(x, label)
+        each = fusedloss.cross_entropy(x, label, reduction="none")
+        (grad,) = torch.autograd.grad(mean, x)
+        # The z-loss adds half the sum of lse^2.
+        z = fusedloss.cross_entropy(x, label, z_loss=1.0)
+        # The same rows as pixels of one image.
+        pixels = fusedloss.cross_entropy(x.t()[None], label[None])
+        focal = fusedloss.softmax_focal_loss(x, label, gamma=2.0)
+        nll = fusedloss.nll_loss(torch.log_softmax(x, 1), label)
+    assert round(mean.item(), 4) == 1.2081
+    assert pixels.item() == pytest.approx(mean.item(), rel=1e-6)
+    assert nll.item() == pytest.approx(mean.item(), rel=1e-6)
+    assert each.tolist() == pytest.approx([0.97373, 1.44253], abs=1e-5)
+    assert z.item() - mean.item() == pytest.approx((1.67373**2 + 1.64253**2) / 2, abs=1e-4)
+    # p of the labels: e^-0.97373 = 0.37767 and e^-1.44253 = 0.23633.
+    assert grad[0, 2].item() == pytest.approx((0.37767 - 1) / 2, abs=1e-5)
+    assert grad[1, 0].item() == pytest.approx((0.23633 - 1) / 2, abs=1e-5)
+    expected = ((1 - 0.37767) ** 2 * 0.97373 + (1 - 0.23633) ** 2 * 1.44253) / 2
+    assert focal.item() == pytest.approx(expected, abs=2e-5)
+
+
+class LabelSmoothLoss(nn.Module):
+    """Label smoothing as it is often written: eps / (C - 1) scattered over the wrong classes."""
+
+    def __init__(self, smoothing: float) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The mean over the rows of logits [N, C]."""
+        log_prob = F.log_softmax(input, dim=-1)
+        weight = input.new_ones(input.size()) * self.smoothing / (input.size(-1) - 1.0)
+        weight.scatter_(-1, target.unsqueeze(-1), (1.0 - self.smoothing))
+        return (-weight * log_prob).sum(dim=-1).mean()
+
+
+@each_schedule
+@each_backend
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("classes", [2, 3, 10, 91])
+def test_hand_written_label_smoothing(
+    classes: int, eps: float, backend: str, schedule: str
+) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    x = 3 * torch.randn(24, classes, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, classes, (24,), generator=generator)
+    theirs = x.clone().requires_grad_()
+    expected = with_gradient(LabelSmoothLoss(eps)(theirs, label), theirs)
+    module = fusedloss.LabelSmoothingCrossEntropyLoss(label_smoothing=eps, smoothing="others")
+    with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+        for function in (
+            lambda x: fusedloss.cross_entropy(x, label, label_smoothing=eps, smoothing="others"),
+            lambda x: module(x, label),
+            # As pixels: a hand-written loss is given the classes last.
+            lambda x: fusedloss.cross_entropy(
+                x.t()[None], label[None], label_smoothing=eps, smoothing="others"
+            ),
+        ):
+            ours = x.clone().requires_grad_()
+            got = with_gradient(function(ours), ours)
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
+def smoothed_by_hand(x: Tensor, q: Tensor, w: Tensor, e: float, way: str, divisor: float) -> Tensor:
+    """Every term of a smoothed, weighted cross entropy in a loop; q [N, C] sums to 1 in each row."""
+    rows, classes = x.shape
+    total = x.new_zeros(())
+    for n in range(rows):
+        lse = torch.log(sum(torch.exp(x[n, j]) for j in range(classes)))
+        for j in range(classes):
+            spread = e / classes if way == "uniform" else e * (1 - q[n, j]) / (classes - 1)
+            total = total + w[j] * (q[n, j] * (1 - e) + spread) * (lse - x[n, j])
+    return total / divisor
+
+
+@each_schedule
+@each_backend
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("way", ["uniform", "others"])
+def test_smoothing_with_class_weights_term_by_term(
+    way: str, soft: bool, backend: str, schedule: str
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    label = torch.tensor([0, 3, 1, 1, 2, 0])
+    w = torch.tensor([0.5, 2.0, 1.0, 0.0], dtype=torch.float64)
+    q = torch.softmax(torch.randn(6, 4, generator=generator, dtype=torch.float64), 1)
+    q = q if soft else F.one_hot(label, 4).double()
+    # The divisor is the weights of the labels: 0.5 + 0 + 2 + 2 + 1 + 0.5; the rows if probabilities.
+    divisor = 6.0
+    assert soft or float(w[label].sum()) == divisor
+    theirs = x.clone().requires_grad_()
+    expected = with_gradient(smoothed_by_hand(theirs, q, w, 0.2, way, divisor), theirs)
+    ours = x.clone().requires_grad_()
+    with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+        target = q if soft else label
+        got = fusedloss.cross_entropy(ours, target, w, label_smoothing=0.2, smoothing=way)
+        torch.testing.assert_close(with_gradient(got, ours), expected, rtol=1e-12, atol=1e-15)
+
+
+@each_schedule
+@each_backend
+def test_z_loss_has_a_divisor_of_its_own(backend: str, schedule: str) -> None:
+    # The weighted mean divides by the weights of the labels, the penalty by the rows that count.
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 3, (5, 4), generator=generator)
+    label[0], label[1, 2] = -100, -100
+    w = torch.tensor([0.25, 3.0, 1.0], dtype=torch.float64)
+    theirs = x.clone().requires_grad_()
+    penalty = torch.logsumexp(theirs, 1)[label != -100].square().mean()
+    expected = with_gradient(F.cross_entropy(theirs, label, w) + 0.3 * penalty, theirs)
+    ours = x.clone().requires_grad_()
+    with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+        got = with_gradient(fusedloss.cross_entropy(ours, label, w, z_loss=0.3), ours)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
+def multiclass_focal_on_cross_entropy(
+    x: Tensor, label: Tensor, alpha: Tensor | None, gamma: float
+) -> Tensor:
+    """Focal loss on top of a cross entropy, as segmentation code writes it."""
+    ce = F.cross_entropy(x, label, reduction="none", ignore_index=-100)
+    loss = (1 - torch.exp(-ce)) ** gamma * ce
+    if alpha is not None:
+        loss = loss * alpha[label.clamp(min=0)]
+    return loss[label != -100].mean()
+
+
+@each_schedule
+@each_backend
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 2.5])
+@pytest.mark.parametrize("shape", [(20, 6), (2, 6, 7), (2, 6, 3, 4)])
+def test_softmax_focal_on_top_of_cross_entropy(
+    shape: tuple[int, ...], gamma: float, backend: str, schedule: str
+) -> None:
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 6, (shape[0], *shape[2:]), generator=generator)
+    label.view(-1)[::5] = -100
+    for alpha in (None, torch.rand(6, generator=generator, dtype=torch.float64)):
+        theirs = x.clone().requires_grad_()
+        expected = with_gradient(
+            multiclass_focal_on_cross_entropy(theirs, label, alpha, gamma), theirs
+        )
+        ours = x.clone().requires_grad_()
+        with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+            loss = fusedloss.softmax_focal_loss(ours, label, alpha=alpha, gamma=gamma)
+            got = with_gradient(loss, ours)
+        # 1 - e^-ce cancels: an error of eps / (1 - p).
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+
+
+@each_schedule
+@each_backend
+def test_softmax_focal_of_two_classes_is_the_sigmoid_one(backend: str, schedule: str) -> None:
+    # Logits (-x/2, x/2) have p = sigmoid(x) and sigmoid(-x).
+    x = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    label = (torch.arange(37) % 3 == 0).long()
+    sigmoid_x, softmax_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with fusedloss.backend(backend), fusedloss.gradient_schedule(schedule):
+        one = fusedloss.sigmoid_focal_loss(sigmoid_x, label, alpha=0.3, gamma=1.5)
+        pair = torch.stack((-softmax_x / 2, softmax_x / 2), dim=1)
+        alpha = torch.tensor([0.7, 0.3], dtype=torch.float64)
+        two = fusedloss.softmax_focal_loss(pair, label, alpha=alpha, gamma=1.5)
+        torch.testing.assert_close(
+            with_gradient(two, softmax_x), with_gradient(one, sigmoid_x), rtol=1e-12, atol=1e-16
+        )

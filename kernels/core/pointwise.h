@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layout.h"
+#include "loss_call.h"
 
 namespace fusedloss {
 
@@ -18,11 +19,6 @@ template <class T>
 struct ValueGrad {
   T loss, grad;
 };
-
-// What one walk over the elements computes.
-enum class Pass { kLoss, kLossAndGrad, kGrad };
-
-enum class Reduction : int32_t { kNone, kSum, kMean };
 
 // One call. All views share `shape`, the logits' own. Absent side inputs have data == nullptr and
 // take the constant beside them. Class-index targets have stride 0 along shape.class_dim.
@@ -80,12 +76,5 @@ FUSEDLOSS_HD bool is_bad_label(int64_t label, int64_t num_classes) {
 FUSEDLOSS_HD bool has_normalizer(const PointwiseCall& call) {
   return call.normalizer != nullptr || call.normalizer_value > 0.0;
 }
-
-// What a pass found. A bad label is one outside [-1, num_classes]; the first in memory order is
-// kept.
-struct PointwiseReport {
-  bool bad_label = false;
-  int64_t label = 0;
-};
 
 }  // namespace fusedloss

@@ -22,8 +22,8 @@ auto with_power(const FocalOptions& options, const Run& run) {
 
 }  // namespace
 
-PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                         const cpu::Threads& threads) {
+LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
+                                     const cpu::Threads& threads) {
   return with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     return with_power<Accumulator<X>>(

@@ -9,8 +9,8 @@ namespace fusedloss {
 
 inline int64_t pointwise_workspace_bytes(const PointwiseCall&, const cpu::Threads&) { return 0; }
 
-PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                         const cpu::Threads& threads);
+LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
+                                     const cpu::Threads& threads);
 void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
                               const cpu::Threads& threads);
 

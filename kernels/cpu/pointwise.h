@@ -28,23 +28,6 @@ FUSEDLOSS_CPU_LEVELS void evaluate_block(const Loss loss, const X* __restrict lo
   }
 }
 
-// Its own loop: with the sum in the hot one, GCC 12 miscompiles the 16-bit types. Four sums,
-// because one would wait for its own last addition.
-template <class T>
-FUSEDLOSS_CPU_LEVELS T sum_block(const T* __restrict values, int64_t count) {
-  T sum = T(0), second = T(0), third = T(0), fourth = T(0);
-  const int64_t quarter = count / 4;
-#pragma omp simd reduction(+ : sum, second, third, fourth)
-  for (int64_t i = 0; i < quarter; ++i) {
-    sum += values[i];
-    second += values[i + quarter];
-    third += values[i + 2 * quarter];
-    fourth += values[i + 3 * quarter];
-  }
-  for (int64_t i = 4 * quarter; i < count; ++i) sum += values[i];
-  return (sum + second) + (third + fourth);
-}
-
 template <class T>
 FUSEDLOSS_CPU_LEVELS int64_t count_equal(const T* __restrict values, T wanted, int64_t count) {
   int32_t matches = 0;  // as wide as a float, so that the loop keeps the floats' vector length
@@ -64,7 +47,7 @@ struct BlockBuffers {
 struct TaskTotals {
   double loss = 0.0;
   int64_t valid = 0;
-  PointwiseReport report;
+  LabelReport report;
 };
 
 // One block's inputs, ready for evaluate_block.
@@ -89,7 +72,7 @@ class PointwiseReader {
         upstream_(call.shape, call.grad_output, upstream) {}
 
   BlockInputs<X, T> read(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
-                         PointwiseReport& report) const {
+                         LabelReport& report) const {
     BlockInputs<X, T> in;
     in.logit = logit_.read(begin, count, buffers.logit, buffers.fresh);
     in.side = side_.read(begin, count, buffers.side, buffers.fresh);
@@ -117,7 +100,7 @@ class PointwiseReader {
 
   // Class indices become the block's 0/1 targets: zeros and, for each row, one 1.
   void read_labels(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in,
-                   PointwiseReport& report) const {
+                   LabelReport& report) const {
     std::fill_n(buffers.target, count, T(0));
     in.target = buffers.target;
     with_typed_labels(call_.target, [&](const auto* labels) {
@@ -131,7 +114,7 @@ class PointwiseReader {
   // Rows that lie one after the other.
   template <class Label>
   void read_rows(const Label* labels, int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
-                 BlockInputs<X, T>& in, PointwiseReport& report) const {
+                 BlockInputs<X, T>& in, LabelReport& report) const {
     const int64_t classes = call_.num_classes;
     const int64_t stride = call_.shape.ndim == 2 ? call_.target.strides[0] : 0;
     const int64_t row = begin / classes;
@@ -146,7 +129,7 @@ class PointwiseReader {
   template <class Label>
   void read_strided_labels(const Label* labels, int64_t begin, int64_t count,
                            BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in,
-                           PointwiseReport& report) const {
+                           LabelReport& report) const {
     const Shape& shape = call_.shape;
     const int last = shape.ndim - 1;
     for_each_run(shape, begin, count, [&](const Run& run) {
@@ -167,7 +150,7 @@ class PointwiseReader {
 
   // Marks class `label` in a stretch of one row; the row's class 0 would stand at `row_start`.
   void place(int64_t label, int64_t row_start, int64_t begin, int64_t length, int64_t count,
-             BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in, PointwiseReport& report) const {
+             BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in, LabelReport& report) const {
     if (label == call_.ignore_index) return ignore(begin, length, count, buffers, in);
     if (label >= 0 && label < call_.num_classes) {
       const int64_t at = row_start + label;
@@ -258,7 +241,7 @@ double expected_divisor(const PointwiseCall& call, const Threads& threads) {
 }
 
 template <class X, class Loss>
-PointwiseReport pointwise_forward(PointwiseCall call, const Loss& loss, const Threads& threads) {
+LabelReport pointwise_forward(PointwiseCall call, const Loss& loss, const Threads& threads) {
   using T = typename Loss::value_type;
   simplify_call(call);
   const int64_t numel = call.shape.numel();

@@ -13,8 +13,8 @@ SigmoidFocal<T, SwitchedPower<T>> functor(const FocalOptions& options) {
 
 }  // namespace
 
-PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                         cudaStream_t stream) {
+LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
+                                     cudaStream_t stream) {
   with_logit_type(call.logits.dtype, [&](auto zero) {
     using X = decltype(zero);
     cuda::pointwise_forward<X>(call, functor<Accumulator<X>>(options), stream);

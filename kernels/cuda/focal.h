@@ -6,8 +6,8 @@
 
 namespace fusedloss {
 
-PointwiseReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                         cudaStream_t stream);
+LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
+                                     cudaStream_t stream);
 void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
                               cudaStream_t stream);
 

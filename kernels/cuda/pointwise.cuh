@@ -12,6 +12,7 @@
 #include "block.cuh"
 #include "divide.cuh"
 #include "launch.cuh"
+#include "mean.cuh"
 #include "pointwise.h"
 #include "vec_io.cuh"
 
@@ -38,22 +39,12 @@ struct LinearPlan {
   SideOperand<T> side, weight, upstream;
 };
 
-// What the mean divides by, as the gradient written in forward assumes it (see design.md,
-// "prescale"). Never 0: what 1/0 makes of the mean is left to backward.
-template <class T>
-__device__ __forceinline__ T expected_divisor(const PointwiseCall& call) {
-  if (call.reduction != Reduction::kMean || !call.prescale) return T(1);
-  T expected = static_cast<T>(call.shape.numel());
-  if (call.normalizer_value > 0.0) expected = static_cast<T>(call.normalizer_value);
-  if (call.normalizer != nullptr) expected = *static_cast<const T*>(call.normalizer);
-  return expected == T(0) ? T(1) : expected;
-}
-
 // What gradients are multiplied by beside the incoming one.
 template <Pass kPass, class T>
 __device__ __forceinline__ T gradient_factor(const PointwiseCall& call) {
   if (kPass == Pass::kGrad) return *static_cast<const T*>(call.scale);
-  return kPass == Pass::kLossAndGrad ? reciprocal(expected_divisor<T>(call)) : T(1);
+  return kPass == Pass::kLossAndGrad ? reciprocal(expected_divisor<T>(call, call.shape.numel()))
+                                     : T(1);
 }
 
 // What a thread has seen.
@@ -311,14 +302,12 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   valid = block_sum(valid, valid_slots);
   if (threadIdx.x != 0) return;
   const bool mean = call.reduction == Reduction::kMean;
-  double divisor = mean ? static_cast<double>(valid) : 1.0;
-  if (mean && call.normalizer_value > 0.0) divisor = call.normalizer_value;
-  if (mean && call.normalizer != nullptr) divisor = *static_cast<const T*>(call.normalizer);
+  const double divisor = true_divisor<T>(call, static_cast<double>(valid));
   const bool nothing = mean && valid == 0;  // the mean of nothing is 0, with zero gradient
   if (call.reduction != Reduction::kNone)
     *static_cast<T*>(call.loss.data) = static_cast<T>(nothing ? 0.0 : loss / divisor);
-  *static_cast<T*>(call.scale) =
-      static_cast<T>(nothing ? 0.0 : static_cast<double>(expected_divisor<T>(call)) / divisor);
+  const double expected = static_cast<double>(expected_divisor<T>(call, call.shape.numel()));
+  *static_cast<T*>(call.scale) = static_cast<T>(nothing ? 0.0 : expected / divisor);
 }
 
 }  // namespace fusedloss::cuda

@@ -15,13 +15,6 @@ inline Follows how_it_follows(const Shape& shape, const TensorView& view) {
   return Follows::kOther;
 }
 
-// Whether `view`, walked element by element from `head` on, allows vectors of V elements.
-inline bool is_aligned(const TensorView& view, int64_t head, int vector) {
-  const int64_t size = size_of(view.dtype);
-  const int64_t word = size * vector < kVectorBytes ? size * vector : kVectorBytes;
-  return (reinterpret_cast<uintptr_t>(view.data) + head * size) % word == 0;
-}
-
 // Whether an operand that is read or written element by element is wider than the logits, so that
 // vectors of V elements of it would take more than one access, each using half of its sectors.
 inline bool has_wider_operand(const PointwiseCall& call, int vector) {
@@ -86,7 +79,7 @@ bool try_linear(const PointwiseCall& call, const Loss& loss, cudaStream_t stream
   if (!plan_linear<V>(call, plan)) return false;
   constexpr int64_t kVectors = int64_t{kPointwiseThreads} * kVectorsPerThread;
   blocks = plan.vectors > kVectors ? (plan.vectors + kVectors - 1) / kVectors : 1;
-  launch("pointwise linear kernel", linear_kernel<kPass, V, X, Loss>, blocks, kPointwiseThreads,
+  launch("pointwise linear kernel", linear_kernel<kPass, V, X, Loss>, {blocks, kPointwiseThreads},
          stream, call, plan, loss);
   return true;
 }
@@ -105,7 +98,7 @@ int64_t walk(const PointwiseCall& call, const Loss& loss, cudaStream_t stream) {
   plan.numel = call.shape.numel();
   for (int d = 0; d < call.shape.ndim; ++d) plan.by_size[d] = Divider(call.shape.sizes[d]);
   blocks = (plan.numel + kSmallestTile - 1) / kSmallestTile;
-  launch("pointwise strided kernel", strided_kernel<kPass, X, Loss>, blocks, kPointwiseThreads,
+  launch("pointwise strided kernel", strided_kernel<kPass, X, Loss>, {blocks, kPointwiseThreads},
          stream, call, plan, loss);
   return blocks;
 }
@@ -120,7 +113,8 @@ void pointwise_forward(PointwiseCall call, const Loss& loss, cudaStream_t stream
     blocks = call.grad.data != nullptr ? walk<Pass::kLossAndGrad, X>(call, loss, stream)
                                        : walk<Pass::kLoss, X>(call, loss, stream);
   if (empty || call.reduction != Reduction::kNone)
-    launch("pointwise finish kernel", finish_kernel<T>, 1, kPointwiseThreads, stream, call, blocks);
+    launch("pointwise finish kernel", finish_kernel<T>, {1, kPointwiseThreads}, stream, call,
+           blocks);
 }
 
 template <class X, class Loss>

@@ -70,8 +70,8 @@ void scale_gradient(ScaleCall call, cudaStream_t stream) {
                       aligned(call.out.data);
   const int64_t per_block = linear ? int64_t{kThreads} * V : kThreads;
   const int64_t blocks = (numel + per_block - 1) / per_block;
-  launch("scale kernel", linear ? scale_linear_kernel<V, X> : scale_strided_kernel<X>, blocks,
-         kThreads, stream, call, numel);
+  launch("scale kernel", linear ? scale_linear_kernel<V, X> : scale_strided_kernel<X>,
+         {blocks, kThreads}, stream, call, numel);
 }
 
 }  // namespace

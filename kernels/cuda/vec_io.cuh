@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../core/layout.h"
+#include "../core/loss_call.h"
 
 namespace fusedloss::cuda {
 
@@ -44,6 +45,13 @@ struct Words {
   using type = typename WordOf<kWordBytes>::type;
 };
 
+// Whether `view`, walked element by element from `head` on, allows vectors of V elements.
+inline bool is_aligned(const TensorView& view, int64_t head, int vector) {
+  const int64_t size = size_of(view.dtype);
+  const int64_t word = size * vector < kVectorBytes ? size * vector : kVectorBytes;
+  return (reinterpret_cast<uintptr_t>(view.data) + head * size) % word == 0;
+}
+
 // `from` must be aligned to Words<V, T>::kWordBytes. Read-only data: the non-coherent path is used.
 template <int V, class T>
 __device__ __forceinline__ void load_vector(const T* from, T (&out)[V]) {
@@ -65,6 +73,15 @@ __device__ __forceinline__ void load_vector_coherent(const T* from, T (&out)[V])
   memcpy(out, words, W::kBytes);
 }
 
+// Logits: in backward the gradient may be the same memory.
+template <Pass kPass, int V, class X>
+__device__ __forceinline__ void load_logits(const X* from, X (&out)[V]) {
+  if constexpr (kPass == Pass::kGrad)
+    load_vector_coherent<V>(from, out);
+  else
+    load_vector<V>(from, out);
+}
+
 template <int V, class T>
 __device__ __forceinline__ void store_vector(const T (&values)[V], T* to) {
   using W = Words<V, T>;
@@ -72,6 +89,16 @@ __device__ __forceinline__ void store_vector(const T (&values)[V], T* to) {
   memcpy(words, values, W::kBytes);
 #pragma unroll
   for (int i = 0; i < W::kCount; ++i) reinterpret_cast<typename W::type*>(to)[i] = words[i];
+}
+
+// One 16-byte store to global memory, where the compiler would make single words of store_vector's
+// (it does beside loads from shared memory). It keeps its place among other accesses.
+template <int V, class T>
+__device__ __forceinline__ void store_whole(const T (&values)[V], T* to) {
+  static_assert(Words<V, T>::kBytes == kVectorBytes, "a whole vector");
+  uint4 word;
+  memcpy(&word, values, kVectorBytes);
+  __stwb(reinterpret_cast<uint4*>(to), word);
 }
 
 // V elements of any dtype, converted to T. The branch is uniform.
@@ -115,6 +142,37 @@ __device__ __forceinline__ T load_one(const void* data, DType dtype, int64_t at)
   return out[0];
 }
 
+// Whether N numbers that are `step` apart can be moved as a vector.
+template <int N, class T>
+__device__ __forceinline__ bool is_vector(const T* data, int64_t step) {
+  return N > 1 && step == 1 && reinterpret_cast<uintptr_t>(data) % Words<N, T>::kWordBytes == 0;
+}
+
+// N elements of any float dtype, `step` apart, as T; a vector where they lie so.
+template <int N, class Stored, class T>
+__device__ __forceinline__ void load_floats_of(const void* data, int64_t at, int64_t step,
+                                               T (&out)[N]) {
+  const Stored* from = static_cast<const Stored*>(data) + at;
+  if (is_vector<N>(from, step)) return load_converted<N, Stored>(data, at, out);
+#pragma unroll
+  for (int k = 0; k < N; ++k) out[k] = to<T>(from[k * step]);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void load_floats(const void* data, DType dtype, int64_t at, int64_t step,
+                                            T (&out)[N]) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return load_floats_of<N, double>(data, at, step, out);
+    case DType::kFloat16:
+      return load_floats_of<N, Float16>(data, at, step, out);
+    case DType::kBFloat16:
+      return load_floats_of<N, BFloat16>(data, at, step, out);
+    default:
+      return load_floats_of<N, float>(data, at, step, out);
+  }
+}
+
 // One class index of any label dtype.
 __device__ __forceinline__ int64_t load_label(const void* data, DType dtype, int64_t at) {
   switch (dtype) {
@@ -127,6 +185,45 @@ __device__ __forceinline__ int64_t load_label(const void* data, DType dtype, int
     default:
       return static_cast<const uint8_t*>(data)[at];
   }
+}
+
+template <int N, class Stored>
+__device__ __forceinline__ void load_labels_of(const void* data, int64_t at, int64_t step,
+                                               int64_t (&out)[N]) {
+  const Stored* from = static_cast<const Stored*>(data) + at;
+  if (is_vector<N>(from, step)) return load_converted<N, Stored>(data, at, out);
+#pragma unroll
+  for (int k = 0; k < N; ++k) out[k] = from[k * step];
+}
+
+// N of them, `step` apart.
+template <int N>
+__device__ __forceinline__ void load_labels(const void* data, DType dtype, int64_t at, int64_t step,
+                                            int64_t (&out)[N]) {
+  switch (dtype) {
+    case DType::kInt64:
+      return load_labels_of<N, int64_t>(data, at, step, out);
+    case DType::kInt32:
+      return load_labels_of<N, int32_t>(data, at, step, out);
+    case DType::kInt16:
+      return load_labels_of<N, int16_t>(data, at, step, out);
+    default:
+      return load_labels_of<N, uint8_t>(data, at, step, out);
+  }
+}
+
+template <int N, class T>
+__device__ __forceinline__ void load_apart(const T* from, int64_t step, T (&out)[N]) {
+  if (is_vector<N>(from, step)) return load_vector<N>(from, out);
+#pragma unroll
+  for (int k = 0; k < N; ++k) out[k] = from[k * step];
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store_apart(const T (&values)[N], T* to, int64_t step) {
+  if (is_vector<N>(to, step)) return store_vector<N>(values, to);
+#pragma unroll
+  for (int k = 0; k < N; ++k) to[k * step] = values[k];
 }
 
 }  // namespace fusedloss::cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,8 +26,20 @@ _BATCH_QUERIES: list[Callable[[Tensor], bool]] = [
 ]
 
 
+def differentiates(*values: object) -> bool:
+    """Whether autograd records a call with these arguments."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )
+
+
 def _is_batched(grad: Tensor) -> bool:
     return any(query(grad) for query in _BATCH_QUERIES)
+
+
+def _memory_is_free(grad_output: Tensor) -> bool:
+    """Whether this backward may write over what forward saved: nobody will read it again."""
+    return not (torch.compiler.is_compiling() or _keeps_graph() or _is_batched(grad_output))
 
 
 def finish_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
@@ -34,11 +47,42 @@ def finish_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
 
     In place where the graph is not used again, and without touching memory where the product is 1.
     """
-    if torch.compiler.is_compiling() or _keeps_graph() or _is_batched(grad_output):
+    if not _memory_is_free(grad_output):
         result: Tensor = ops.scale_gradient(grad, grad_output, scale)
         return result
     ops.scale_gradient_(grad, grad_output, scale)
     return grad
+
+
+class _Bound:
+    """What torch asks of bound arguments."""
+
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
+class _Positional(inspect.Signature):
+    """Binds positional arguments without matching names.
+
+    torch looks a Function's signature up and binds to it in every call, which takes longer than the
+    kernel of a small loss.
+    """
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """`args` as they are."""
+        return super().bind(*args, **kwargs) if kwargs else _Bound(args)
+
+
+def _positional(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """A Function that is only ever called with all of its arguments, by position."""
+    parameters = inspect.signature(function.forward).parameters.values()
+    function.forward.__signature__ = _Positional(list(parameters))  # type: ignore[attr-defined]
+    return function
 
 
 class FocalArguments(NamedTuple):
@@ -52,6 +96,7 @@ class FocalArguments(NamedTuple):
     reduction: int
 
 
+@_positional
 class SigmoidFocal(torch.autograd.Function):
     """(input, target, alpha, weight, normalizer, arguments, with_grad) -> (loss, scale, grad)."""
 
@@ -85,7 +130,7 @@ class SigmoidFocal(torch.autograd.Function):
         if grad_output is None:
             return None, *rest
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable_gradient(ctx, grad_output), *rest
+            return _sigmoid_focal_gradient(ctx, grad_output), *rest
         if ctx.with_grad:
             return finish_gradient(grad, grad_output, scale), *rest
         args: FocalArguments = ctx.arguments
@@ -94,7 +139,7 @@ class SigmoidFocal(torch.autograd.Function):
         ), *rest
 
 
-def _differentiable_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+def _sigmoid_focal_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     """The gradient as a function that autograd can differentiate again."""
     input, target, alpha, weight, normalizer, _, _ = ctx.saved_tensors
     args: FocalArguments = ctx.arguments
@@ -112,6 +157,141 @@ def _differentiable_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             reduction=REDUCTION_NAMES[args.reduction],
         )
 
+    return _reference_gradient(loss, input, grad_output)
+
+
+def _reference_gradient(
+    loss: Callable[[Tensor], Tensor], input: Tensor, grad_output: Tensor
+) -> Tensor:
     # vjp rather than autograd.grad: it nests inside torch.func transforms as well.
     grad: Tensor = torch.func.vjp(loss, input)[1](grad_output)[0]
     return grad
+
+
+class CrossEntropyArguments(NamedTuple):
+    """The numbers of a cross entropy."""
+
+    label_smoothing: float
+    smooth_others: bool
+    z_loss: float
+    ignore_index: int
+    reduction: int
+
+
+class SoftmaxFocalArguments(NamedTuple):
+    """The numbers of a softmax focal loss; ``alpha`` counts where no tensor of it is given."""
+
+    alpha: float
+    gamma: float
+    label_smoothing: float
+    normalizer: float
+    ignore_index: int
+    reduction: int
+
+
+RowArguments = CrossEntropyArguments | SoftmaxFocalArguments
+
+
+@_positional
+class RowSoftmax(torch.autograd.Function):
+    """The losses of the row-softmax engine; the type of ``arguments`` tells which.
+
+    (input, target, weight, normalizer, arguments, keep, in_place) -> (loss, scale, saved, grad).
+    ``weight`` [C] is cross entropy's class weights or focal's alpha. ``keep`` says what forward leaves
+    for backward: ``"nothing"``, ``"saved"`` (a few numbers a row) or ``"gradient"``. ``in_place`` lets
+    backward write the gradient over the logits.
+    """
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        normalizer: Tensor | None,
+        arguments: RowArguments,
+        keep: str,
+        in_place: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wanted = (keep == "saved", keep == "gradient")
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor]
+        if isinstance(arguments, CrossEntropyArguments):
+            outputs = ops.cross_entropy_fwd(input, target, weight, *arguments, *wanted)
+        else:
+            outputs = ops.softmax_focal_fwd(input, target, weight, normalizer, *arguments, *wanted)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, target, weight, normalizer, ctx.arguments, ctx.keep, ctx.in_place = inputs
+        _, scale, saved, grad = output
+        ctx.mark_non_differentiable(scale, saved, grad)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, normalizer, scale, saved, grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        input, target, weight, _, scale, saved, grad = ctx.saved_tensors
+        rest = (None,) * 6
+        if grad_output is None:
+            return None, *rest
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _row_gradient(ctx, grad_output), *rest
+        if ctx.keep == "gradient":
+            if grad_output.dim() > 0:  # one number a row
+                grad_output = grad_output.unsqueeze(0 if input.dim() == 1 else 1)
+            return finish_gradient(grad, grad_output, scale), *rest
+        args: RowArguments = ctx.arguments
+        if isinstance(args, SoftmaxFocalArguments):
+            numbers = (args.alpha, args.gamma, args.label_smoothing, args.ignore_index)
+            return ops.softmax_focal_bwd(
+                grad_output, scale, saved, input, target, weight, *numbers
+            ), *rest
+        forward = (grad_output, scale, saved)
+        if ctx.in_place and _memory_is_free(grad_output) and _is_dense(input):
+            place = input.detach()
+            ops.cross_entropy_bwd_(*forward, place, target, weight, *args[:4])
+            # Whoever else saved the logits is told that they are gone.
+            torch.autograd.graph.increment_version(input)
+            return place, *rest
+        return ops.cross_entropy_bwd(*forward, input, target, weight, *args[:4]), *rest
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether every element of `x` has a place of its own, by its strides."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return False
+        reach = max(reach, stride * size)
+    return True
+
+
+def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+    """The gradient as a function that autograd can differentiate again."""
+    input, target, weight, normalizer, _, _, _ = ctx.saved_tensors
+    args: RowArguments = ctx.arguments
+
+    def loss(x: Tensor) -> Tensor:
+        if isinstance(args, CrossEntropyArguments):
+            return reference.cross_entropy(
+                x,
+                target,
+                weight,
+                ignore_index=args.ignore_index,
+                reduction=REDUCTION_NAMES[args.reduction],
+                label_smoothing=args.label_smoothing,
+                smoothing="others" if args.smooth_others else "uniform",
+                z_loss=args.z_loss,
+            )
+        return reference.softmax_focal_loss(
+            x,
+            target,
+            alpha=args.alpha if weight is None else weight,
+            gamma=args.gamma,
+            ignore_index=args.ignore_index,
+            label_smoothing=args.label_smoothing,
+            normalizer=normalizer if normalizer is not None else args.normalizer or None,
+            reduction=REDUCTION_NAMES[args.reduction],
+        )
+
+    return _reference_gradient(loss, input, grad_output)

@@ -8,6 +8,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from . import _backend
+
 LOGIT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 DENSE_DTYPES = (*LOGIT_DTYPES, *LABEL_DTYPES, torch.int8, torch.bool)
@@ -48,6 +50,16 @@ def scalar(function: str, name: str, value: Tensor, input: Tensor) -> None:
         )
     if value.device.type != "cpu":
         same_device(function, name, value, input)
+
+
+def normalizer(function: str, value: float | Tensor | None, input: Tensor) -> float | Tensor | None:
+    """A divisor of the mean: None, a number > 0, or a tensor of one element."""
+    if isinstance(value, Tensor):
+        scalar(function, "normalizer", value, input)
+        return value
+    if value is None:
+        return None
+    return number(function, "normalizer", value, low=0.0, open_low=True)
 
 
 def logits(function: str, input: object) -> Tensor:
@@ -94,13 +106,26 @@ def integer(function: str, name: str, value: object) -> int:
     return value
 
 
-def reduction(function: str, value: object) -> str:
-    """One of the three reductions."""
-    if value not in ("none", "mean", "sum"):
+def one_of(function: str, name: str, value: object, accepted: tuple[str, ...]) -> str:
+    """`value` as one of the words in `accepted`."""
+    if value not in accepted:
+        words = ", ".join(repr(word) for word in accepted[:-1])
         raise ValueError(
-            f"{function}: reduction is {value!r}, accepted are 'none', 'mean' and 'sum'"
+            f"{function}: {name} is {value!r}, accepted are {words} and {accepted[-1]!r}"
         )
     return str(value)
+
+
+def reduction(function: str, value: object) -> str:
+    """One of the three reductions."""
+    return one_of(function, "reduction", value, ("none", "mean", "sum"))
+
+
+def flag(function: str, name: str, value: object) -> bool:
+    """`value` as a bool, which no other type stands for."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}: {name} must be a bool, got {type(value).__name__}")
+    return value
 
 
 def broadcastable(function: str, name: str, value: Tensor, input: Tensor) -> None:
@@ -166,3 +191,88 @@ def background_label_error(function: str, label: int, num_classes: int) -> Index
         f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
         f"0 to {num_classes - 1}, {num_classes} or -1 for background, and ignore_index"
     )
+
+
+def first_bad_class(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
+    """The first label that is neither a class nor ignored. Synchronises with the device."""
+    target = target.long()
+    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
+    found = target[bad]
+    return int(found[0]) if found.numel() else None
+
+
+def class_label_error(function: str, label: int, num_classes: int) -> IndexError:
+    """The error for a label that is neither a class nor ignored."""
+    return IndexError(
+        f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
+        f"0 to {num_classes - 1} and ignore_index"
+    )
+
+
+def class_dim(input: Tensor) -> int:
+    """The dimension that numbers the classes in ``[C]``, ``[N, C]`` and ``[N, C, d1, ...]``."""
+    return 0 if input.dim() == 1 else 1
+
+
+def class_logits(function: str, input: object) -> Tensor:
+    """Logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]`` with at least one class."""
+    value = logits(function, input)
+    if value.dim() == 0:
+        raise ValueError(f"{function}: input has no dimensions, accepted are [C] and [N, C, ...]")
+    if value.size(class_dim(value)) == 0:
+        raise ValueError(f"{function}: input has shape {tuple(value.shape)}, which holds no class")
+    return value
+
+
+def _row_shape(input: Tensor) -> torch.Size:
+    dim = class_dim(input)
+    return input.shape[:dim] + input.shape[dim + 1 :]
+
+
+def index_target(function: str, input: Tensor, target: object) -> Tensor:
+    """Class indices of the input's shape without its classes."""
+    value = tensor(function, "target", target, LABEL_DTYPES)
+    same_device(function, "target", value, input)
+    if value.shape != _row_shape(input):
+        raise ValueError(
+            f"{function}: target has shape {tuple(value.shape)}, accepted are, as class indices for "
+            f"input's {tuple(input.shape)}, {tuple(_row_shape(input))}"
+        )
+    return value
+
+
+def index_or_probability_target(function: str, input: Tensor, target: object) -> Tensor:
+    """Class indices of the input's shape without its classes, or probabilities of its shape."""
+    value = tensor(function, "target", target)
+    same_device(function, "target", value, input)
+    if value.shape == input.shape:
+        return tensor(function, "target (probabilities)", value, LOGIT_DTYPES)
+    if value.shape == _row_shape(input):
+        return tensor(function, "target (class indices)", value, LABEL_DTYPES)
+    raise ValueError(
+        f"{function}: target has shape {tuple(value.shape)}, accepted are, as class indices, "
+        f"{tuple(_row_shape(input))} and, as probabilities, {tuple(input.shape)}"
+    )
+
+
+def class_weight(function: str, name: str, value: object, input: Tensor) -> Tensor:
+    """One number for each class."""
+    weight = tensor(function, name, value)
+    same_device(function, name, weight, input)
+    classes = input.size(class_dim(input))
+    if weight.dim() != 1 or weight.size(0) != classes:
+        raise ValueError(
+            f"{function}: {name} has shape {tuple(weight.shape)}, accepted are ({classes},), one for "
+            "each class"
+        )
+    return weight
+
+
+def debug_labels(function: str, input: Tensor, target: Tensor | None, ignore_index: int) -> None:
+    """Under ``debug``, the error for a bad label that a GPU would only show as NaN."""
+    if target is None or input.device.type == "cpu" or not _backend.debugging():
+        return
+    classes = input.size(class_dim(input))
+    label = first_bad_class(target, classes, ignore_index)
+    if label is not None:
+        raise class_label_error(function, label, classes)

@@ -78,6 +78,87 @@ def _fake_sigmoid_focal_bwd(
     return torch.empty_like(input)
 
 
+def as_divisor(normalizer: float | Tensor | None, input: Tensor) -> float | Tensor | None:
+    """A mean's divisor as the operators take it: a number, or one number where the input lies."""
+    if not isinstance(normalizer, Tensor):
+        return normalizer
+    dtype = accumulator_dtype(input.dtype)
+    return normalizer.reshape(()).to(device=input.device, dtype=dtype)
+
+
+def as_class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
+    """Class weights as the operators take them: contiguous, in the arithmetic's dtype."""
+    if weight is None:
+        return None
+    return weight.to(accumulator_dtype(input.dtype)).contiguous()
+
+
+def _row_outputs(
+    input: Tensor, saved: int, reduction: int, with_saved: bool, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a forward operator of the row-softmax engine returns, unfilled."""
+    dtype = accumulator_dtype(input.dtype)
+    class_dim = 0 if input.dim() == 1 else 1
+    rows = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
+    loss = input.new_empty(rows if reduction == REDUCTIONS["none"] else (), dtype=dtype)
+    return (
+        loss,
+        input.new_empty(2, dtype=dtype),
+        input.new_empty([saved, *rows] if with_saved else [0], dtype=dtype),
+        torch.empty_like(input) if with_grad else input.new_empty(0),
+    )
+
+
+def _fake_cross_entropy_fwd(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    smooth_others: bool,
+    z_loss: float,
+    ignore_index: int,
+    reduction: int,
+    with_saved: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weighted = target.dim() == input.dim() or (weight is not None and label_smoothing > 0)
+    return _row_outputs(input, 3 if weighted else 2, reduction, with_saved, with_grad)
+
+
+def _fake_cross_entropy_bwd(
+    grad_output: Tensor, scale: Tensor, saved: Tensor, input: Tensor, *_: object
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _fake_cross_entropy_bwd_(*_: object) -> None:
+    return None
+
+
+def _fake_softmax_focal_fwd(
+    input: Tensor,
+    target: Tensor,
+    alpha: Tensor | None,
+    normalizer: Tensor | None,
+    alpha_value: float,
+    gamma: float,
+    label_smoothing: float,
+    normalizer_value: float,
+    ignore_index: int,
+    reduction: int,
+    with_saved: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved = 3 if label_smoothing > 0 else 2
+    return _row_outputs(input, saved, reduction, with_saved, with_grad)
+
+
+def _fake_softmax_focal_bwd(
+    grad_output: Tensor, scale: Tensor, saved: Tensor, input: Tensor, *_: object
+) -> Tensor:
+    return torch.empty_like(input)
+
+
 def _fake_scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
     return torch.empty_like(grad)
 
@@ -87,7 +168,15 @@ def _fake_scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> N
 
 
 if _library is not None:
-    torch.library.register_fake("fusedloss::sigmoid_focal_fwd")(_fake_sigmoid_focal_fwd)
-    torch.library.register_fake("fusedloss::sigmoid_focal_bwd")(_fake_sigmoid_focal_bwd)
-    torch.library.register_fake("fusedloss::scale_gradient")(_fake_scale_gradient)
-    torch.library.register_fake("fusedloss::scale_gradient_")(_fake_scale_gradient_)
+    for _name, _fake in (
+        ("sigmoid_focal_fwd", _fake_sigmoid_focal_fwd),
+        ("sigmoid_focal_bwd", _fake_sigmoid_focal_bwd),
+        ("cross_entropy_fwd", _fake_cross_entropy_fwd),
+        ("cross_entropy_bwd", _fake_cross_entropy_bwd),
+        ("cross_entropy_bwd_", _fake_cross_entropy_bwd_),
+        ("softmax_focal_fwd", _fake_softmax_focal_fwd),
+        ("softmax_focal_bwd", _fake_softmax_focal_bwd),
+        ("scale_gradient", _fake_scale_gradient),
+        ("scale_gradient_", _fake_scale_gradient_),
+    ):
+        torch.library.register_fake(f"fusedloss::{_name}")(_fake)

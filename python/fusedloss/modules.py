@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import functional
+from . import _checks, functional
+from .functional.cross_entropy import check_cross_entropy_options, check_nll_options
+from .functional.sigmoid_focal import check_sigmoid_focal_options
+from .functional.softmax_focal import check_softmax_focal_options
 
-__all__ = ["SigmoidFocalLoss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LabelSmoothingCrossEntropyLoss",
+    "NLLLoss",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+]
+
+
+def _check_weight(function: str, weight: object) -> None:
+    """A class weight as far as it can be judged without logits."""
+    if weight is not None and _checks.tensor(function, "weight", weight).dim() != 1:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        raise ValueError(f"{function}: weight has shape {shape}, accepted are (C,)")
+
+
+def _shown(value: object) -> str:
+    """A tensor option as ``repr`` shows it."""
+    return f"tensor[{value.numel()}]" if isinstance(value, Tensor) else str(value)
 
 
 class SigmoidFocalLoss(nn.Module):
@@ -36,9 +57,7 @@ class SigmoidFocalLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction = reduction
         # Wrong options are refused here rather than at the first batch.
-        functional.check_sigmoid_focal_options(
-            alpha, gamma, ignore_index, label_smoothing, reduction
-        )
+        check_sigmoid_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
 
     def forward(
         self,
@@ -63,8 +82,176 @@ class SigmoidFocalLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, as ``repr`` shows them."""
-        alpha = f"tensor[{self.alpha.numel()}]" if isinstance(self.alpha, Tensor) else self.alpha
         return (
-            f"alpha={alpha}, gamma={self.gamma}, ignore_index={self.ignore_index}, "
+            f"alpha={_shown(self.alpha)}, gamma={self.gamma}, ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        )
+
+
+class SoftmaxFocalLoss(nn.Module):
+    """Softmax focal loss; options and shapes as in :func:`fusedloss.softmax_focal_loss`.
+
+    A tensor ``alpha`` becomes a buffer: it moves with ``.to()`` and is saved with the module.
+    """
+
+    alpha: float | Tensor | None
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None = None,
+        gamma: float = 2.0,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_softmax_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
+        if isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+
+    def forward(
+        self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        """The loss of ``input`` (logits ``[N, C, ...]``) for class indices ``target``."""
+        return functional.softmax_focal_loss(
+            input,
+            target,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            normalizer=normalizer,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them."""
+        return (
+            f"alpha={_shown(self.alpha)}, gamma={self.gamma}, ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        )
+
+
+class CrossEntropyLoss(nn.Module):
+    """Cross entropy; options and shapes as in :func:`fusedloss.cross_entropy`.
+
+    A drop-in for :class:`torch.nn.CrossEntropyLoss`: ``weight`` is a buffer here too.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        smoothing: str = "uniform",
+        z_loss: float = 0.0,
+        inplace_backward: bool = False,
+    ) -> None:
+        super().__init__()
+        check_cross_entropy_options(
+            ignore_index, reduction, label_smoothing, smoothing, z_loss, inplace_backward
+        )
+        _check_weight("cross_entropy", weight)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.smoothing = smoothing
+        self.z_loss = z_loss
+        self.inplace_backward = inplace_backward
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of ``input`` (logits ``[N, C, ...]``) for class indices or probabilities."""
+        return functional.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            smoothing=self.smoothing,
+            z_loss=self.z_loss,
+            inplace_backward=self.inplace_backward,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them."""
+        return (
+            f"weight={_shown(self.weight)}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, "
+            f"smoothing={self.smoothing!r}, z_loss={self.z_loss}, "
+            f"inplace_backward={self.inplace_backward}"
+        )
+
+
+class LabelSmoothingCrossEntropyLoss(CrossEntropyLoss):
+    """:class:`CrossEntropyLoss` that smooths by default, its first argument being epsilon."""
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.1,
+        *,
+        smoothing: str = "uniform",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        z_loss: float = 0.0,
+        inplace_backward: bool = False,
+    ) -> None:
+        super().__init__(
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            smoothing=smoothing,
+            z_loss=z_loss,
+            inplace_backward=inplace_backward,
+        )
+
+
+class NLLLoss(nn.Module):
+    """Negative log-likelihood; options and shapes as in :func:`fusedloss.nll_loss`."""
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_nll_options(ignore_index, reduction)
+        _check_weight("nll_loss", weight)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of ``input`` (log-probabilities ``[N, C, ...]``) for class indices ``target``."""
+        return functional.nll_loss(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them."""
+        return (
+            f"weight={_shown(self.weight)}, ignore_index={self.ignore_index}, "
+            f"reduction={self.reduction!r}"
         )

@@ -5,3 +5,4 @@
 
 void bind_math(pybind11::module_& m);
 void bind_emulated_cuda(pybind11::module_& m);
+void bind_emulated_rows(pybind11::module_& m);

@@ -1,60 +1,29 @@
-// The CUDA launchers, running on the emulator, over raw addresses. tests/emulated.py calls them the
-// way csrc/ does with tensors.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <tuple>
-#include <vector>
-
+// The CUDA launchers of the pointwise engine, running on the emulator, over raw addresses.
+// tests/emulated.py calls them the way csrc/ does with tensors.
 #include "../../kernels/cuda/focal.h"
 #include "../../kernels/cuda/scale.h"
 #include "bind.h"
+#include "bind_emulated_views.h"
 
 namespace py = pybind11;
 using namespace fusedloss;
 
 namespace {
 
-using Sizes = std::vector<int64_t>;
-// (address, dtype, strides); address 0: absent
-using View = std::tuple<uintptr_t, int, Sizes>;
-
-void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
-
-TensorView make_view(const View& given) {
-  TensorView view{};
-  view.data = address(std::get<0>(given));
-  view.dtype = static_cast<DType>(std::get<1>(given));
-  const Sizes& strides = std::get<2>(given);
-  for (size_t d = 0; d < strides.size(); ++d) view.strides[d] = strides[d];
-  return view;
-}
-
-Shape make_shape(const Sizes& sizes, int class_dim) {
-  Shape shape{};
-  shape.ndim = static_cast<int>(sizes.size());
-  shape.class_dim = class_dim;
-  for (size_t d = 0; d < sizes.size(); ++d) shape.sizes[d] = sizes[d];
-  return shape;
-}
-
 PointwiseCall make_call(const py::dict& given) {
-  const auto view = [&](const char* name) {
-    return given.contains(name) ? make_view(given[name].cast<View>()) : TensorView{};
-  };
   PointwiseCall call{};
   call.shape = make_shape(given["sizes"].cast<Sizes>(), given["class_dim"].cast<int>());
-  call.logits = view("logits");
-  call.target = view("target");
-  call.side = view("side");
-  call.weight = view("weight");
-  call.grad_output = view("grad_output");
-  call.loss = view("loss");
-  call.grad = view("grad");
-  call.normalizer = address(given["normalizer"].cast<uintptr_t>());
+  call.logits = view_of(given, "logits");
+  call.target = view_of(given, "target");
+  call.side = view_of(given, "side");
+  call.weight = view_of(given, "weight");
+  call.grad_output = view_of(given, "grad_output");
+  call.loss = view_of(given, "loss");
+  call.grad = view_of(given, "grad");
+  call.normalizer = address_of(given, "normalizer");
   call.normalizer_value = given["normalizer_value"].cast<double>();
-  call.scale = address(given["scale"].cast<uintptr_t>());
-  call.workspace = address(given["workspace"].cast<uintptr_t>());
+  call.scale = address_of(given, "scale");
+  call.workspace = address_of(given, "workspace");
   call.side_value = given["side_value"].cast<double>();
   call.ignore_index = given["ignore_index"].cast<int64_t>();
   call.num_classes = given["num_classes"].cast<int64_t>();
@@ -75,8 +44,8 @@ void bind_emulated_cuda(py::module_& m) {
   m.def("sigmoid_focal_bwd", [](const py::dict& given, double gamma, double label_smoothing) {
     launch_sigmoid_focal_bwd(make_call(given), {gamma, label_smoothing}, nullptr);
   });
-  m.def("scale_gradient", [](const Sizes& sizes, const View& grad, const View& grad_output,
-                             const View& out, uintptr_t scale) {
+  m.def("scale_gradient", [](const Sizes& sizes, const GivenView& grad,
+                             const GivenView& grad_output, const GivenView& out, uintptr_t scale) {
     ScaleCall call{};
     call.shape = make_shape(sizes, -1);
     call.grad = make_view(grad);

@@ -29,6 +29,8 @@ using Bits = py::array_t<uint16_t, py::array::c_style | py::array::forcecast>;
 void bind_math(py::module_& m) {
   m.def("exp",
         [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::exp(v); }); });
+  m.def("exp_nonpositive",
+        [](const Floats& x) { return map<float>(x, [](float v) { return exp_nonpositive(v); }); });
   m.def("log",
         [](const Floats& x) { return map<float>(x, [](float v) { return fusedloss::log(v); }); });
   m.def("log1p_unit",

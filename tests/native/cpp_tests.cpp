@@ -1,5 +1,6 @@
 // C++ tests of the CPU kernels without Python: a sanitizer sees every access of theirs here.
-// Exits with 1 and says what differs where a result is wrong.
+// Exits with 1 and says what differs where a result is wrong. The row-softmax engine's are in
+// row_tests.cpp.
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -9,31 +10,11 @@
 #include "../../kernels/core/layout.h"
 #include "../../kernels/cpu/focal.h"
 #include "../../kernels/cpu/scale.h"
+#include "cpp_tests.h"
 
 using namespace fusedloss;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool ok, const char* what) {
-  if (ok) return;
-  std::printf("FAILED: %s\n", what);
-  ++failures;
-}
-
-cpu::Threads plain_loop() {
-  return {[](int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
-    if (count > 0) body(0, count, context);
-  }};
-}
-
-// One range per task, last one first: any order must give the same bits.
-cpu::Threads reversed_tasks() {
-  return {[](int64_t count, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
-    for (int64_t i = count; i-- > 0;) body(i, i + 1, context);
-  }};
-}
 
 double focal(double x, double t, double alpha, double gamma) {
   const double p = 1 / (1 + std::exp(-x));
@@ -97,8 +78,7 @@ void test_bad_label_is_reported() {
   Problem problem(50, 4);
   problem.labels[20] = 17;
   problem.labels[40] = 18;
-  const PointwiseReport report =
-      launch_sigmoid_focal_fwd(problem.call(), {2.0, 0.0}, reversed_tasks());
+  const LabelReport report = launch_sigmoid_focal_fwd(problem.call(), {2.0, 0.0}, reversed_tasks());
   expect(report.bad_label && report.label == 17, "the first bad label is reported");
 }
 
@@ -149,6 +129,7 @@ int main() {
   test_ignored_rows_ignore_nan();
   test_scale();
   test_simplify();
+  test_row_softmax();
   if (failures == 0) std::printf("all C++ tests passed\n");
   return failures == 0 ? 0 : 1;
 }

@@ -7,4 +7,5 @@ PYBIND11_MODULE(fusedloss_testing, m) {
   bind_emulator(m);
   bind_math(m);
   bind_emulated_cuda(m);
+  bind_emulated_rows(m);
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusedloss import sigmoid_focal_loss
 
 from .detector import IGNORE, Detector, assign, cell_centers, giou_loss, to_boxes
+from .drawing import RIGHT, TRUTH, WRONG, draw_box, draw_image, draw_label
 from .metrics import Detections, decode, evaluate, match
 from .scenes import BACKGROUND, EMPTY, NUM_CLASSES, Scenes
 from .task import EAGER, FUSED, Loss, Outputs
@@ -20,7 +21,6 @@ ALPHA, GAMMA = 0.25, 2.0
 #: Detections scored less are not counted in precision and recall, nor drawn.
 SCORE_THRESHOLD = 0.4
 _EVALUATION_CHUNK = 32  # scenes
-_RIGHT, _WRONG, _TRUTH = "#35d07f", "#ff5c5c", "#ffd23f"
 
 
 def fused_focal(logits: Tensor, target: Tensor, num_positive: Tensor) -> Tensor:
@@ -97,25 +97,25 @@ class Detection:
         """Digits dashed, detections solid with class and score, coloured by right or wrong."""
         found = detect(model, scene)
         right = match(found, scene.boxes, scene.labels)[0]
-        axes.imshow(scene.images[0, 0].cpu().numpy(), cmap="gray", vmin=0.0, vmax=1.0)
+        draw_image(axes, scene)
         for box, label in zip(scene.boxes[0], scene.labels[0], strict=True):
             if label != EMPTY:
-                _draw_box(axes, box, _TRUTH, "--")
+                draw_box(axes, box, TRUTH, "--")
         for box, score, label, good in zip(
             found.boxes[0], found.scores[0], found.labels[0], right, strict=True
         ):
             if score >= SCORE_THRESHOLD:
-                colour = _RIGHT if good else _WRONG
-                _draw_box(axes, box, colour, "-")
+                colour = RIGHT if good else WRONG
+                draw_box(axes, box, colour, "-")
                 text = f"{int(label)}  {float(score):.2f}"
-                _draw_label(axes, box, text, colour)
+                draw_label(axes, box, text, colour)
 
     def legend(self) -> list[tuple[str, str, str]]:
         """The three kinds of boxes."""
         return [
-            ("digit in the scene", _TRUTH, "--"),
-            ("detection, right", _RIGHT, "-"),
-            ("detection, wrong", _WRONG, "-"),
+            ("digit in the scene", TRUTH, "--"),
+            ("detection, right", RIGHT, "-"),
+            ("detection, wrong", WRONG, "-"),
         ]
 
 
@@ -132,22 +132,3 @@ def detect(model: nn.Module, scenes: Scenes) -> Detections:
 def _centers(scenes: Scenes) -> Tensor:
     height, width = scenes.images.shape[-2:]
     return cell_centers(height, width, scenes.images.device)
-
-
-def _draw_box(axes: Any, box: Tensor, colour: str, style: str) -> None:
-    x0, y0, x1, y1 = (float(side) - 0.5 for side in box)  # pixel i is drawn from i - 0.5
-    axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linestyle=style, lw=1.6)
-
-
-def _draw_label(axes: Any, box: Tensor, text: str, colour: str) -> None:
-    above = float(box[1]) > 4.0  # pixels: room for a line of text; else it goes below
-    axes.text(
-        float(box[0]) - 0.8,
-        float(box[1]) - 1.0 if above else float(box[3]),
-        text,
-        va="bottom" if above else "top",
-        color="black",
-        fontsize=7.5,
-        weight="bold",
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-    )

@@ -15,7 +15,7 @@ EARLY_STEPS = 20
 _COLOURS = {FUSED: "#1769aa", EAGER: "#e07b00"}
 _EXAMPLES = 6
 _TABLE_ROWS = 12
-_MIB = 2.0**20
+_UNITS = ((2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
 
 
 def relative_differences(result: TaskResult) -> list[float]:
@@ -28,12 +28,23 @@ def summary(result: TaskResult) -> str:
     """Loss curves side by side, quality, time and memory, as text."""
     fused = result.runs[FUSED]
     shape = ", ".join(map(str, fused.logits_shape))
+    scale, unit = _unit(result)
     title = (
         f"{result.task.name}: {result.task.loss_name} on logits [{shape}] "
-        f"({fused.logits_bytes / _MIB:.1f} MiB), {len(fused.losses)} steps"
+        f"({fused.logits_bytes / scale:.1f} {unit}), {len(fused.losses)} steps"
     )
     parts = [title + "\n" + "=" * len(title), _curves(result), _table(result), _notes()]
     return "\n\n".join(parts)
+
+
+def _unit(result: TaskResult) -> tuple[float, str]:
+    """Bytes and name of the largest unit that is not above the size of the logits."""
+    size = result.runs[FUSED].logits_bytes
+    return next((unit for unit in _UNITS if unit[0] <= size), _UNITS[-1])
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value >= 1.0 else f"{value:.3f}"
 
 
 def _curves(result: TaskResult) -> str:
@@ -64,6 +75,8 @@ def _curves(result: TaskResult) -> str:
 
 def _table(result: TaskResult) -> str:
     fused, eager = result.runs[FUSED], result.runs[EAGER]
+    scale, unit = _unit(result)
+    memory, other_memory = fused.memory, eager.memory
     lines = [f"{'':<46}{'fused':>10}{'eager':>10}{'eager / fused':>16}"]
     lines += [
         f"{'held out: ' + name:<46}{value:>10.3f}{eager.quality[name]:>10.3f}"
@@ -73,11 +86,11 @@ def _table(result: TaskResult) -> str:
         ("loss time, median of the steps [ms] (1)", loss_ms(fused), loss_ms(eager)),
         ("loss time, all steps [s] (1)", sum(fused.loss_seconds), sum(eager.loss_seconds)),
         ("whole training step, median [ms]", step_ms(fused), step_ms(eager)),
-        ("loss: kept for backward [MiB] (2)", fused.memory.saved / _MIB, eager.memory.saved / _MIB),
-        ("loss: peak memory [MiB] (3)", fused.memory.peak / _MIB, eager.memory.peak / _MIB),
+        (f"loss: kept for backward [{unit}] (2)", memory.saved / scale, other_memory.saved / scale),
+        (f"loss: peak memory [{unit}] (3)", memory.peak / scale, other_memory.peak / scale),
     ):
         ratio = f"{other / value:>15.2f}x" if value > 0 else ""
-        lines.append(f"{name:<46}{value:>10.2f}{other:>10.2f}{ratio}")
+        lines.append(f"{name:<46}{_number(value):>10}{_number(other):>10}{ratio}")
     share, other_share = (sum(run.loss_seconds) / sum(run.step_seconds) for run in (fused, eager))
     lines.append(
         f"{'share of the loss in the training time':<46}{share:>10.1%}{other_share:>10.1%}"
@@ -162,6 +175,10 @@ def _draw_curves(left: Any, difference: Any, result: TaskResult) -> None:
         losses = result.runs[name].losses
         left.plot(steps, losses, lw=width, color=_COLOURS[name], label=name)
     left.set(yscale="log", xlabel="step", title=result.task.loss_name)
+    ticker = require("matplotlib.ticker")
+    left.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.yaxis.set_major_formatter("{x:g}")  # 0.5 rather than 5 x 10^-1
+    left.yaxis.set_minor_formatter(ticker.NullFormatter())
     left.legend()
     left.grid(alpha=0.3)
     values = [max(value, 1e-9) for value in relative_differences(result)]
@@ -177,21 +194,22 @@ def _draw_time(axes: Any, result: TaskResult) -> None:
         [loss_ms(run) for run in result.runs.values()],
         color=[_COLOURS[name] for name in names],
     )
-    axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.bar_label(bars, fmt=_number, padding=2)
     axes.set(title="loss, forward + backward", ylabel="ms per step")
     axes.margins(y=0.12)
 
 
 def _draw_memory(axes: Any, result: TaskResult) -> None:
     width = 0.38
+    scale, unit = _unit(result)
     for place, (name, run) in enumerate(result.runs.items()):
         offset = (place - 0.5) * width
-        values = [run.memory.saved / _MIB, run.memory.peak / _MIB]
+        values = [run.memory.saved / scale, run.memory.peak / scale]
         bars = axes.bar([offset, 1 + offset], values, width, color=_COLOURS[name], label=name)
-        axes.bar_label(bars, fmt="%.1f", padding=2)
-    logits = result.runs[FUSED].logits_bytes / _MIB
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+    logits = result.runs[FUSED].logits_bytes / scale
     axes.axhline(logits, color="#555555", lw=1.0, linestyle=":", label="size of the logits")
-    axes.set(xticks=[0, 1], title="memory of the loss", ylabel="MiB")
+    axes.set(xticks=[0, 1], title="memory of the loss", ylabel=unit)
     axes.set_xticklabels(["kept for backward", "peak"])
     axes.legend(loc="upper left")
     axes.margins(y=0.12)

@@ -1,6 +1,6 @@
 """What a task of the demo is: a network, two spellings of one loss, and a way to judge it.
 
-Detection is the first; segmentation and recognition of the same scenes fit the same frame.
+Detection and recognition are there; segmentation of the same scenes fits the same frame.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Outputs:
     Attributes:
         logits: what the compared loss reads.
         arguments: what it is called with besides (targets, normalizer, ...).
-        other_loss: 0-d, losses that are not compared, the same in both trainings.
+        other_loss: 0-d, losses that are not compared, the same in both trainings; None for none.
     """
 
     logits: Tensor
     arguments: tuple[Tensor, ...]
-    other_loss: Tensor
+    other_loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Run:
         loss_seconds: its forward and its gradient with respect to the logits.
         step_seconds: the whole step: network, losses, backward, optimizer.
         memory: of the compared loss, measured in the first step.
-        logits_shape: of the compared loss's input.
+        logits_shape: of the compared loss's input in the first step.
         logits_bytes: of the same.
         quality: metric -> value on held-out scenes.
     """

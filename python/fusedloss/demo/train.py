@@ -53,7 +53,10 @@ class _Trainer:
         outputs = self._task.forward(run.model, batch)
         value, gradient, seconds = timed_gradient(self._loss, outputs.logits, outputs.arguments)
         self._optimizer.zero_grad()
-        torch.autograd.backward([outputs.logits, outputs.other_loss], [gradient, None])
+        ends: list[tuple[Tensor, Tensor | None]] = [(outputs.logits, gradient)]
+        if outputs.other_loss is not None:
+            ends.append((outputs.other_loss, None))
+        torch.autograd.backward([end for end, _ in ends], [upstream for _, upstream in ends])
         self._optimizer.step()
         self._rate.step()
         run.step_seconds.append(now(self._device) - start)

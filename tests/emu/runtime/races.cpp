@@ -68,7 +68,13 @@ void note_read(AccessRecord& read, AccessRecord mine, bool is_shared) {
   if (read.interval == g.interval) {
     const uint32_t other = read.thread & kThreadMask;
     uint16_t flags = read.thread & (kManyInWarp | kManyInBlock | kOtherBlocks);
-    if (other != g.current->flat) {
+    const uint32_t warp = g.current->flat / kWarp;
+    // Readers that the whole warp has waited for come before all that it does from now on.
+    const bool passed = other / kWarp == warp && (flags & kManyInBlock) == 0 &&
+                        g.warps[warp].full_sync > read.warp_clock;
+    if (passed) {
+      flags &= kOtherBlocks;
+    } else if (other != g.current->flat) {
       flags |= other / kWarp == g.current->flat / kWarp ? kManyInWarp : kManyInBlock;
     }
     mine.thread |= flags;

@@ -1,36 +1,15 @@
-"""The one table of cases. Every check of test_losses.py and test_autograd.py runs over its rows; a new
-loss adds rows here, not files.
-
-A row says how inputs are made; the checks decide the dtype, the backend and the schedule. Sizes are
-small enough for the emulated GPU and chosen to reach the edges named beside them.
-"""
+"""Rows of the sigmoid focal loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import fusedloss
 import torch
 from emulated import SigmoidFocal
 from fusedloss import reference
-from torch import Tensor
 
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss in its three forms: public function, eager reference, emulated CUDA."""
-
-    name: str
-    function: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    emulated: type
-    forward_op: str
-    backward_op: str
-
+from .table import Case, Loss, uniform
 
 SIGMOID_FOCAL = Loss(
     "sigmoid_focal",
@@ -39,79 +18,9 @@ SIGMOID_FOCAL = Loss(
     SigmoidFocal,
     "sigmoid_focal_fwd",
     "sigmoid_focal_bwd",
+    classes_last=True,
+    background=True,
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row. ``options`` are keyword arguments; callables in it are given the generator."""
-
-    name: str
-    loss: Loss
-    shape: tuple[int, ...]
-    target: str = "index"  # index | binary | soft
-    target_dtype: torch.dtype = torch.int64
-    layout: str = "contiguous"
-    target_layout: str = "contiguous"
-    logits: str = "normal"  # normal | extreme | zero
-    ignored: float = 0.0  # share of ignored targets
-    options: Options = field(default_factory=dict)
-
-    def inputs(self, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """(input, target, options), the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        input = lay_out(self._logits(generator).to(dtype), self.layout)
-        options = {
-            key: value(generator) if callable(value) else value
-            for key, value in self.options.items()
-        }
-        target = self._target(generator, options.get("ignore_index", -100))
-        return input, lay_out(target, self.target_layout), options
-
-    def _logits(self, generator: torch.Generator) -> Tensor:
-        x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
-        if self.logits == "zero":
-            return x * 0
-        if self.logits == "extreme":  # to both ends of float16
-            sign = torch.where(torch.rand(self.shape, generator=generator) < 0.5, -1.0, 1.0)
-            return sign * torch.logspace(-8, 4.81, x.numel(), dtype=torch.float64).view(self.shape)
-        return x * 4
-
-    def _target(self, generator: torch.Generator, ignore_index: int) -> Tensor:
-        if self.target == "index":
-            classes = self.shape[-1]
-            low = 0 if self.target_dtype == torch.uint8 else -1  # -1 and C: background
-            rows = self.shape[:-1]
-            target = torch.randint(low, classes + 1, rows, generator=generator)
-        elif self.target == "binary":
-            target = (torch.rand(self.shape, generator=generator) < 0.3).long()
-        else:
-            target = torch.rand(self.shape, generator=generator, dtype=torch.float64)
-        target = target.to(self.target_dtype)
-        if self.ignored:
-            target[torch.rand(target.shape, generator=generator) < self.ignored] = ignore_index
-        return target
-
-
-def lay_out(x: Tensor, layout: str) -> Tensor:
-    """The same values in another memory layout."""
-    if layout == "contiguous":
-        return x
-    if layout == "transposed":
-        return x.transpose(0, -1).contiguous().transpose(0, -1)
-    if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":  # every second element along the last dimension
-        return torch.stack((x, x + 1), dim=-1).flatten(-2)[..., ::2]
-    if layout == "expanded":
-        return x[:1].expand_as(x)
-    if layout == "offset":  # one element past an aligned address
-        return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
-    raise ValueError(layout)
-
-
-def _uniform(*shape: int) -> Callable[[torch.Generator], Tensor]:
-    return lambda generator: torch.rand(shape, generator=generator)
 
 
 def _focal(name: str, shape: tuple[int, ...], **kwargs: Any) -> Case:
@@ -126,7 +35,7 @@ CASES = [
     *(
         _focal(f"index-1-class-{layout}-labels{w}", (5, 7, 1), target_layout=layout, options=o)
         for layout in ("transposed", "expanded", "sliced")
-        for w, o in (("", {}), ("-weight", {"weight": _uniform(5, 1, 1)}))
+        for w, o in (("", {}), ("-weight", {"weight": uniform(5, 1, 1)}))
     ),
     _focal("index-transposed-labels", (9, 7, 12), target_layout="transposed"),
     _focal("index-expanded-labels", (9, 7, 12), target_layout="expanded"),
@@ -204,24 +113,24 @@ CASES = [
     _focal("alpha-none", (41, 12), options={"alpha": None}),
     _focal("alpha-negative", (41, 12), options={"alpha": -1.0}),
     _focal("alpha-one", (41, 12), options={"alpha": 1.0}),
-    _focal("alpha-per-class", (41, 12), options={"alpha": _uniform(12)}),
+    _focal("alpha-per-class", (41, 12), options={"alpha": uniform(12)}),
     _focal(
         "alpha-per-class-odd",
         (41, 13),
         target="soft",
         target_dtype=torch.float32,
-        options={"alpha": _uniform(13)},
+        options={"alpha": uniform(13)},
     ),
-    _focal("weight-elementwise", (41, 12), options={"weight": _uniform(41, 12)}),
-    _focal("weight-per-row", (41, 12), options={"weight": _uniform(41, 1)}),
+    _focal("weight-elementwise", (41, 12), options={"weight": uniform(41, 12)}),
+    _focal("weight-per-row", (41, 12), options={"weight": uniform(41, 1)}),
     _focal(
         "weight-per-class",
         (41, 12),
-        options={"weight": _uniform(12)},
+        options={"weight": uniform(12)},
         target="soft",
         target_dtype=torch.float32,
     ),
-    _focal("weight-middle", (4, 5, 6), options={"weight": _uniform(5, 1)}),
+    _focal("weight-middle", (4, 5, 6), options={"weight": uniform(5, 1)}),
     _focal(
         "weight-half",
         (41, 12),
@@ -272,6 +181,3 @@ CASES = [
     _focal("empty-none", (0, 5), options={"reduction": "none"}),
     _focal("empty-dense", (3, 0), target="soft", target_dtype=torch.float32),
 ]
-
-BY_NAME = {case.name: case for case in CASES}
-assert len(BY_NAME) == len(CASES), "names of cases must differ"

@@ -1,20 +1,11 @@
-"""The losses as functions."""
+"""Sigmoid focal loss."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from . import _backend, _checks, _ops, reference
-from ._autograd import FocalArguments, SigmoidFocal
-
-__all__ = ["sigmoid_focal_loss"]
-
-
-def _differentiates(*values: object) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in values
-    )
+from .. import _backend, _checks, _ops, reference
+from .._autograd import FocalArguments, SigmoidFocal, differentiates
 
 
 def sigmoid_focal_loss(
@@ -78,10 +69,7 @@ def sigmoid_focal_loss(
         weight = _checks.tensor(name, "weight", weight)
         _checks.same_device(name, "weight", weight, input)
         _checks.broadcastable(name, "weight", weight, input)
-    if isinstance(normalizer, Tensor):
-        _checks.scalar(name, "normalizer", normalizer, input)
-    elif normalizer is not None:
-        normalizer = _checks.number(name, "normalizer", normalizer, low=0.0, open_low=True)
+    normalizer = _checks.normalizer(name, normalizer, input)
     return _sigmoid_focal(
         input, target, alpha, gamma, weight, ignore_index, label_smoothing, normalizer, reduction
     )
@@ -124,10 +112,8 @@ def _sigmoid_focal(
             raise _checks.background_label_error("sigmoid_focal_loss", label, input.size(-1))
     if isinstance(alpha, Tensor) and input.dim() == 0:
         alpha = alpha.reshape(())  # one number, like the input
-    if isinstance(normalizer, Tensor):
-        dtype = _ops.accumulator_dtype(input.dtype)
-        normalizer = normalizer.reshape(()).to(device=input.device, dtype=dtype)
-    if _differentiates(target, alpha, weight, normalizer) or not _backend.use_native(input):
+    normalizer = _ops.as_divisor(normalizer, input)
+    if differentiates(target, alpha, weight, normalizer) or not _backend.use_native(input):
         return reference.sigmoid_focal_loss(
             input,
             target,
@@ -149,7 +135,7 @@ def _sigmoid_focal(
     )
     if isinstance(alpha, Tensor):  # tiny; in the arithmetic's own dtype it takes the fast path
         alpha = alpha.to(_ops.accumulator_dtype(input.dtype))
-    with_grad = _differentiates(input) and _backend.gradient_in_forward(input)
+    with_grad = differentiates(input) and _backend.gradient_in_forward(input)
     loss: Tensor = SigmoidFocal.apply(
         input,
         target,

@@ -1,0 +1,247 @@
+// The row-softmax engine's walk over the logits of one block: statistics and exponentials, then the
+// gradient from them. Along the rows (segmentation, few classes) or along the classes of one row
+// after the other. Logits that already lie right are read in place, others through a buffer.
+#pragma once
+
+#include <memory>
+
+#include "row_plan.h"
+
+namespace fusedloss::cpu {
+
+// The buffers of one thread, and one block's walk over the logits.
+template <class X, class T>
+class BlockWalk {
+ public:
+  explicit BlockWalk(const RowPlan& plan)
+      : plan_(plan),
+        classes_(plan.call.num_classes),
+        step_(plan.along_rows ? plan.block_rows : 1),
+        row_step_(plan.along_rows ? 1 : classes_),
+        exps_(allocate<T>(plan.block_rows * classes_)) {
+    if (!plan.call.indexed()) units_ = allocate<T>(plan.block_rows * classes_);
+  }
+
+  // The u_j that the loops read: class weights, or what probability targets make.
+  const T* units(int64_t begin, int64_t count) {
+    const RowSoftmaxCall& call = plan_.call;
+    const T* weights = static_cast<const T*>(call.class_weight);
+    if (call.indexed()) return weights;
+    copy_block_in(plan_, plan_.target, begin, count, units_.get(), step_, row_step_);
+    const T one = T(1);
+    const auto convert = [&](T* line, int64_t length, const T* factors, int64_t step) {
+      NumberLoops<T>::to_units(line, length, static_cast<T>(call.target_share),
+                               static_cast<T>(call.uniform_share),
+                               weights == nullptr ? &one : factors, weights == nullptr ? 0 : step);
+    };
+    if (plan_.along_rows)
+      for (int64_t c = 0; c < classes_; ++c)
+        convert(units_.get() + c * step_, count, weights + c, 0);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        convert(units_.get() + i * classes_, classes_, weights, 1);
+    return units_.get();
+  }
+
+  // Exponentials e^(x - max) in the buffer, sums in `rows`. The maximum is that of all classes,
+  // which is as good as that of the others and cheaper, unless the loss changes the target's logit.
+  template <Terms kTerms, bool kChangesTarget>
+  void sums(int64_t begin, int64_t count, const T* units, bool keep_exps, RowArrays<T>& rows) {
+    if (plan_.along_rows)
+      sums_along_rows<kTerms, kChangesTarget>(begin, count, units, keep_exps, rows);
+    else
+      sums_along_classes<kTerms, kChangesTarget>(begin, count, units, rows);
+    // No others: their maximum was taken for 0 lest -inf be subtracted from -inf.
+    for (int64_t i = 0; kChangesTarget && i < count; ++i)
+      if (rows.others[i] == T(0)) rows.max[i] = -std::numeric_limits<T>::infinity();
+  }
+
+  // The same exponentials from rows.max.
+  void exps(int64_t begin, int64_t count, const RowArrays<T>& rows) {
+    T* out = exps_.get();
+    const X* direct = in_place(plan_.logits, begin, count);
+    if (plan_.along_rows) {
+      if (direct != nullptr)
+        return LogitLoops<X>::pixels_exps(next_block(begin + count), direct,
+                                          plan_.logits.class_stride, classes_, count, rows.max, out,
+                                          step_);
+      copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
+      return LogitLoops<T>::pixels_exps({}, out, step_, classes_, count, rows.max, out, step_);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      NumberLoops<T>::row_exps(row(begin + i, out + i * classes_), rows.max[i], classes_,
+                               out + i * classes_);
+  }
+
+  // The label's logit of every row, for backward.
+  void gather_logits(int64_t begin, int64_t count, RowArrays<T>& rows) const {
+    const X* data = static_cast<const X*>(plan_.logits.rows.data);
+    const int64_t stride = plan_.logits.rows.strides[plan_.rows.ndim - 1];
+    for_each_run(plan_.rows, begin, count, [&](const Run& run) {
+      const X* first = data + offset_of(plan_.rows, plan_.logits.rows, run.index);
+      for (int64_t i = 0; i < run.length; ++i) {
+        const int64_t at = run.offset_in_block + i;
+        const int64_t label = rows.label[at];
+        const int64_t this_class = label < 0 ? 0 : label;
+        rows.logit[at] = to<T>(first[i * stride + this_class * plan_.logits.class_stride]);
+      }
+    });
+  }
+
+  template <Terms kTerms>
+  void gradient(int64_t begin, int64_t count, const T* units, bool any_ignored,
+                const RowArrays<T>& rows) {
+    if (plan_.along_rows)
+      gradient_along_rows<kTerms>(begin, count, units, any_ignored, rows);
+    else
+      gradient_along_classes<kTerms>(begin, count, units, rows);
+  }
+
+ private:
+  // Elements of a row that are summed at once: float sums this short lose nothing, and what is
+  // fetched meanwhile fits the queue to memory.
+  static constexpr int64_t kChunk = 512;
+
+  static constexpr int64_t kSize = sizeof(X);
+
+  template <class U>
+  static std::unique_ptr<U[]> allocate(int64_t count) {
+    return std::unique_ptr<U[]>(new U[static_cast<size_t>(count)]);
+  }
+
+  // The tensor's own memory where a block of it needs no staging, else nullptr.
+  X* in_place(const ClassView& view, int64_t begin, int64_t count) const {
+    const int64_t stride = view.rows.strides[plan_.rows.ndim - 1];
+    const bool together = plan_.along_rows
+                              ? (stride == 1 || count == 1) && is_one_run(plan_.rows, begin, count)
+                              : view.class_stride == 1;
+    if (!together) return nullptr;
+    return static_cast<X*>(view.rows.data) + offset_of_row(plan_.rows, view.rows, begin);
+  }
+
+  NextBlock next_block(int64_t begin) const {
+    const int64_t left = plan_.num_rows - begin;
+    if (left <= 0) return {};
+    const int64_t rows = left < plan_.block_rows ? left : plan_.block_rows;
+    return {reinterpret_cast<const char*>(in_place(plan_.logits, begin, rows)),
+            plan_.logits.class_stride * kSize, rows * kSize};
+  }
+
+  static T to_subtract(T max) { return max == -std::numeric_limits<T>::infinity() ? T(0) : max; }
+
+  template <Terms kTerms, bool kChangesTarget>
+  void sums_along_rows(int64_t begin, int64_t count, const T* units, bool keep_exps,
+                       RowArrays<T>& rows) {
+    T* block = exps_.get();
+    if (const X* direct = in_place(plan_.logits, begin, count)) {
+      LogitLoops<X>::pixels_max(direct, plan_.logits.class_stride, classes_, count, block, step_,
+                                rows.max);
+    } else {
+      copy_block_in(plan_, plan_.logits, begin, count, block, step_, row_step_);
+      LogitLoops<T>::pixels_max(block, step_, classes_, count, block, step_, rows.max);
+    }
+    if constexpr (kChangesTarget) {
+      NumberLoops<T>::pixels_max_of_others(block, step_, classes_, count, rows.label, rows.max);
+      for (int64_t i = 0; i < count; ++i) rows.max[i] = to_subtract(rows.max[i]);
+    }
+    const NextBlock next = next_block(begin + count);
+    if constexpr (kTerms == Terms::kProbabilities)
+      NumberLoops<T>::probability_pixels(next, block, step_, classes_, count, units, rows.max,
+                                         keep_exps, rows.others, rows.terms, rows.sum_u);
+    else
+      SumLoops<T, kTerms>::pixels(next, block, step_, classes_, count, rows.label, units, rows.max,
+                                  keep_exps, rows.others, rows.terms, rows.logit);
+  }
+
+  // Row `index` as T: the tensor's memory, or `buffer` after a copy.
+  const T* row(int64_t index, T* buffer) const {
+    if constexpr (std::is_same_v<X, T>) {
+      if (const T* direct = in_place(plan_.logits, index, 1)) return direct;
+    }
+    const X* first = static_cast<const X*>(plan_.logits.rows.data) +
+                     offset_of_row(plan_.rows, plan_.logits.rows, index);
+    convert_in(first, plan_.logits.class_stride, classes_, buffer);
+    return buffer;
+  }
+
+  template <Terms kTerms, bool kChangesTarget>
+  void sums_along_classes(int64_t begin, int64_t count, const T* units, RowArrays<T>& rows) {
+    for (int64_t i = 0; i < count; ++i) {
+      T* out = exps_.get() + i * classes_;
+      const T* x = row(begin + i, out);
+      T max = NumberLoops<T>::row_max(x, classes_);
+      const int64_t label = rows.label[i];
+      if (kChangesTarget && label >= 0 && !(x[label] < max)) {
+        const T before = NumberLoops<T>::row_max(x, label);
+        const T after = NumberLoops<T>::row_max(x + label + 1, classes_ - label - 1);
+        max = to_subtract(before > after ? before : after);
+      }
+      rows.logit[i] = x[label < 0 ? 0 : label];
+      const T* u = kTerms == Terms::kProbabilities ? units + i * classes_ : units;
+      double others = 0.0, terms = 0.0, sum_u = 0.0;
+      const char* next = next_block(begin + i + 1).logits;
+      const bool with_grad = plan_.grad.rows.data != nullptr;
+      const char* grad =
+          with_grad ? reinterpret_cast<const char*>(in_place(plan_.grad, begin + i, 1)) : nullptr;
+      for (int64_t at = 0; at < classes_; at += kChunk) {
+        const int64_t length = classes_ - at < kChunk ? classes_ - at : kChunk;
+        if (next != nullptr) prefetch(next + at * kSize, length * kSize);
+        if (grad != nullptr) prefetch_to_write(grad + at * kSize, length * kSize);
+        const ChunkSums<T> chunk =
+            SumLoops<T, kTerms>::row(x + at, max, length, static_cast<Label<T>>(label - at),
+                                     u == nullptr ? nullptr : u + at, out + at);
+        others += static_cast<double>(chunk.others);
+        terms += static_cast<double>(chunk.terms);
+        sum_u += static_cast<double>(chunk.sum_u);
+      }
+      rows.max[i] = max;
+      rows.others[i] = static_cast<T>(others);
+      rows.terms[i] = static_cast<T>(terms);
+      rows.sum_u[i] = static_cast<T>(sum_u);
+    }
+  }
+
+  template <Terms kTerms>
+  void gradient_along_rows(int64_t begin, int64_t count, const T* units, bool any_ignored,
+                           const RowArrays<T>& rows) {
+    X* direct = in_place(plan_.grad, begin, count);
+    if (direct == nullptr && grads_ == nullptr) grads_ = allocate<X>(plan_.block_rows * classes_);
+    X* out = direct != nullptr ? direct : grads_.get();
+    const int64_t step = direct != nullptr ? plan_.grad.class_stride : step_;
+    GradientLoops<X, kTerms>::pixels(exps_.get(), step_, classes_, count, rows.label, units, step_,
+                                     rows.softmax, rows.slope, rows.target, out, step);
+    if (any_ignored && any_ignored_nan(rows.label, rows.rest, count))
+      pixels_clear_ignored<X, T>(rows.label, classes_, count, out, step);
+    if (direct == nullptr) copy_block_out(plan_, plan_.grad, begin, count, out, step_, row_step_);
+  }
+
+  template <Terms kTerms>
+  void gradient_along_classes(int64_t begin, int64_t count, const T* units,
+                              const RowArrays<T>& rows) {
+    const bool contiguous = plan_.grad.class_stride == 1;
+    if (!contiguous && grads_ == nullptr) grads_ = allocate<X>(classes_);
+    for (int64_t i = 0; i < count; ++i) {
+      X* memory = static_cast<X*>(plan_.grad.rows.data) +
+                  offset_of_row(plan_.rows, plan_.grad.rows, begin + i);
+      X* out = contiguous ? memory : grads_.get();
+      const T* u = kTerms == Terms::kProbabilities ? units + i * classes_ : units;
+      const int64_t label = rows.label[i];
+      if (plan_.call.indexed() && label < 0) {
+        std::fill_n(out, classes_, X{});
+      } else {
+        GradientLoops<X, kTerms>::row(exps_.get() + i * classes_, classes_, u, rows.softmax[i],
+                                      rows.slope[i], out);
+        if (plan_.call.indexed()) out[label] = from<X>(rows.target[i]);
+      }
+      if (!contiguous) convert_out(out, classes_, memory, plan_.grad.class_stride);
+    }
+  }
+
+  const RowPlan& plan_;
+  const int64_t classes_;
+  const int64_t step_, row_step_;  // of the buffers, along classes and rows
+  std::unique_ptr<T[]> exps_, units_;
+  std::unique_ptr<X[]> grads_;
+};
+
+}  // namespace fusedloss::cpu

@@ -1,0 +1,319 @@
+// The row-softmax engine on CUDA: any functor of ../core/row_softmax.h. What its kernels share: a
+// row's side inputs, its statistics, and their end in a loss, saved numbers and a gradient.
+//
+// Three kernels walk the logits (their files say how): row_tile_kernel many short rows a block,
+// row_block_kernel one long row a block, row_pixels_kernel rows whose classes are not neighbours in
+// memory. row_softmax_launch.cuh chooses. A forward with a sum or mean writes one RowBlockTotals a
+// block, and row_finish_kernel adds them in order: two launches, no atomics, no host
+// synchronisation. A backward is one launch.
+#pragma once
+
+#include "../core/row_softmax.h"
+#include "block.cuh"
+#include "divide.cuh"
+#include "launch.cuh"
+#include "mean.cuh"
+#include "row_softmax.h"
+#include "vec_io.cuh"
+
+namespace fusedloss::cuda {
+
+constexpr int kRowThreads = 256;
+// Half occupancy, 64 registers a thread; a quarter for double, whose exponentials and logarithms
+// need more.
+template <class T>
+constexpr int kRowBlocksPerMultiprocessor = sizeof(T) == 8 ? 2 : 4;
+
+// The rows of a call: `call.shape` has the row dimensions only, class strides are here.
+struct RowPlan {
+  int64_t rows;
+  int64_t logits_step, target_step, grad_step;  // elements from class to class
+  Divider by_size[kMaxDims];
+};
+
+struct RowOffsets {
+  int64_t logits = 0, target = 0, upstream = 0, loss = 0, saved = 0, grad = 0;
+};
+
+__device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, const RowPlan& plan,
+                                                 int64_t row) {
+  RowOffsets at;
+#pragma unroll 1
+  for (int d = call.shape.ndim - 1; d >= 0; --d) {
+    int64_t index = row;
+    if (d > 0) row = plan.by_size[d].divide(row, index);
+    at.logits += index * call.logits.strides[d];
+    at.target += index * call.target.strides[d];
+    at.upstream += index * call.grad_output.strides[d];
+    at.loss += index * call.loss.strides[d];
+    at.saved += index * call.saved.strides[d];
+    at.grad += index * call.grad.strides[d];
+  }
+  return at;
+}
+
+// --- A row's side inputs
+
+// What stands for a row's class where it has none.
+enum : int { kIgnored = -1, kBadLabel = -2, kNoLabel = -3 };
+
+// The row's class, or one of those.
+__device__ __forceinline__ int class_of_label(const RowSoftmaxCall& call, int64_t label) {
+  if (label == call.ignore_index) return kIgnored;
+  return is_class(label, call.num_classes) ? static_cast<int>(label) : kBadLabel;
+}
+
+// The classes of N rows, the first of whose targets is at `target_at`.
+template <int N>
+__device__ __forceinline__ void load_classes(const RowSoftmaxCall& call, int64_t target_at,
+                                             int (&out)[N]) {
+  int64_t labels[N] = {};
+  if (call.indexed())
+    load_labels(call.target.data, call.target.dtype, target_at,
+                call.target.strides[call.shape.ndim - 1], labels);
+#pragma unroll
+  for (int k = 0; k < N; ++k) out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
+}
+
+template <class T>
+__device__ __forceinline__ T class_weight(const RowSoftmaxCall& call, int j) {
+  return call.class_weight != nullptr ? __ldg(static_cast<const T*>(call.class_weight) + j)
+                                      : static_cast<T>(call.weight_value);
+}
+
+template <class T>
+struct RowInput {
+  int label;  // a class, or one of the above
+  T weight, unit;
+
+  __device__ __forceinline__ RowInput(const RowSoftmaxCall& call, int row_class)
+      : label(row_class),
+        weight(row_class >= 0 ? class_weight<T>(call, row_class) : T(0)),
+        unit(call.terms == Terms::kUniform ? T(1)
+                                           : (call.terms == Terms::kWeights ? weight : T(0))) {}
+};
+
+// N values of u: of neighbouring classes of a row from class j on, or of class j in neighbouring
+// rows. Probabilities are read from `target_at` on.
+enum class Along { kClasses, kRows };
+
+template <Along kAlong, int N, class T>
+__device__ __forceinline__ void term_units(const RowSoftmaxCall& call, int64_t target_at,
+                                           int64_t target_step, int j, T (&out)[N]) {
+  if (call.terms == Terms::kProbabilities)
+    load_floats<N>(call.target.data, call.target.dtype, target_at, target_step, out);
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (call.terms == Terms::kUniform) {
+      out[k] = T(1);
+    } else {
+      const T weight = class_weight<T>(call, kAlong == Along::kClasses ? j + k : j);
+      out[k] = call.terms == Terms::kWeights
+                   ? weight
+                   : weight * (static_cast<T>(call.target_share) * out[k] +
+                               static_cast<T>(call.uniform_share));
+    }
+  }
+}
+
+// --- Statistics
+
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+// What a thread has seen of a row without its target. `terms` is relative to a logit of the row
+// (`anchor`), which unlike the maximum does not change underway.
+template <class T>
+struct RowStats {
+  T max = -kInfinity<T>;
+  T others = T(0);  // sum of e^(x - max)
+  T terms = T(0);   // sum of u (x - anchor)
+  T sum_u = T(0);
+
+  // A maximum over nothing but -inf is kept out of exponents, where it would make NaN.
+  __device__ __forceinline__ T shift() const { return max == -kInfinity<T> ? T(0) : max; }
+
+  // Takes in N logits, one rescaling for all. -inf adds nothing: it stands for the target and for
+  // classes beyond the last. NaN and +inf make `others` NaN.
+  template <int N>
+  __device__ __forceinline__ void add(const T (&x)[N]) {
+    const T before = max;
+#pragma unroll
+    for (int k = 0; k < N; ++k) max = larger(max, x[k]);
+    const T at = shift();
+    others *= exp_nonpositive(before - at);
+#pragma unroll
+    for (int k = 0; k < N; ++k) others += exp_nonpositive(x[k] - at);
+  }
+
+  __device__ __forceinline__ void add_term(T x, T anchor, T u) {
+    terms += u == T(0) ? T(0) : u * (x - anchor);  // 0 * -inf must not count
+    sum_u += u;
+  }
+
+  // Joins with the lanes' of a group of `lanes` (a power of two) neighbours: all get the result.
+  __device__ __forceinline__ void join(int lanes, bool has_terms) {
+    const T before = max;
+    for (int d = lanes / 2; d > 0; d /= 2) max = larger(max, __shfl_xor_sync(0xffffffffu, max, d));
+    others *= exp_nonpositive(before - shift());
+    for (int d = lanes / 2; d > 0; d /= 2) others += __shfl_xor_sync(0xffffffffu, others, d);
+    if (!has_terms) return;
+    for (int d = lanes / 2; d > 0; d /= 2) {
+      terms += __shfl_xor_sync(0xffffffffu, terms, d);
+      sum_u += __shfl_xor_sync(0xffffffffu, sum_u, d);
+    }
+  }
+
+  __device__ __forceinline__ void join(const RowStats& with) {
+    const T a = max, b = with.max;
+    max = larger(a, b);
+    others = others * exp_nonpositive(a - shift()) + with.others * exp_nonpositive(b - shift());
+    terms += with.terms;
+    sum_u += with.sum_u;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ T finite_or_zero(T x) {
+  return abs(x) < kInfinity<T> ? x : T(0);
+}
+
+// --- The end of a row
+
+template <class T>
+__device__ __forceinline__ T uniform_sum(const RowSoftmaxCall& call) {
+  return call.terms == Terms::kUniform ? static_cast<T>(call.num_classes) : T(0);
+}
+
+template <class T, class Loss>
+__device__ __forceinline__ RowState<T> finish_row(const RowSoftmaxCall& call, const Loss& loss,
+                                                  const RowInput<T>& in, const RowStats<T>& stats,
+                                                  T logit, T anchor) {
+  RowSums<T> sums{stats.max, stats.others, stats.terms};
+  if (stats.max != -kInfinity<T> && call.terms != Terms::kNone)
+    sums.terms += stats.sum_u * (anchor - stats.max);
+  if (!call.indexed()) return make_state_without_target(loss, sums, stats.sum_u);
+  const T sum_u = has_weighted_terms(call.terms) ? stats.sum_u + in.unit : uniform_sum<T>(call);
+  return make_state(loss, sums, logit, sum_u, in.unit, in.weight);
+}
+
+// What N neighbouring rows leave for backward.
+template <int N, class T, class Loss>
+__device__ __forceinline__ void save_rows(const RowSoftmaxCall& call, const Loss&,
+                                          const RowState<T> (&states)[N], int64_t saved_at) {
+  if (call.saved.data == nullptr) return;
+  T* saved = static_cast<T*>(call.saved.data) + saved_at;
+  const int64_t step = call.saved.strides[call.shape.ndim - 1];
+  const bool weighted = has_weighted_terms(call.terms);
+  T max[N], rest[N], third[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    max[k] = states[k].max;
+    rest[k] = states[k].rest;
+    third[k] = weighted ? states[k].sum_u : states[k].smooth;
+  }
+  store_apart(max, saved, step);
+  store_apart(rest, saved + call.saved_stride, step);
+  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
+    store_apart(third, saved + 2 * call.saved_stride, step);
+}
+
+// Their states in backward.
+template <int N, class T, class Loss>
+__device__ __forceinline__ void restore_rows(const RowSoftmaxCall& call, const Loss& loss,
+                                             const int (&labels)[N], const T (&logits)[N],
+                                             int64_t saved_at, RowState<T> (&states)[N]) {
+  const T* saved = static_cast<const T*>(call.saved.data) + saved_at;
+  const int64_t step = call.saved.strides[call.shape.ndim - 1];
+  const bool weighted = has_weighted_terms(call.terms);
+  T max[N], rest[N], third[N] = {};
+  load_apart(saved, step, max);
+  load_apart(saved + call.saved_stride, step, rest);
+  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
+    load_apart(saved + 2 * call.saved_stride, step, third);
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const RowInput<T> in(call, labels[k]);
+    const T logit = labels[k] >= 0 ? logits[k] : max[k];
+    const T smooth = weighted ? T(0) : third[k];
+    const T sum_u = weighted ? third[k] : uniform_sum<T>(call);
+    states[k] = restore_state(loss, max[k], rest[k], logit, smooth, sum_u, in.unit, in.weight);
+  }
+}
+
+// What a thread has seen of the losses.
+template <class T>
+struct RowTotals {
+  T main = T(0), by_row = T(0), weight = T(0);
+  int valid = 0;
+};
+
+// Leaves the losses and saved numbers of N neighbouring rows: one thread for each.
+template <int N, class T, class Loss>
+__device__ __forceinline__ void leave_rows(const RowSoftmaxCall& call, const Loss& loss,
+                                           const int (&labels)[N], const RowState<T> (&states)[N],
+                                           const RowOffsets& at, RowTotals<T>& totals) {
+  save_rows(call, loss, states, at.saved);
+  T losses[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    RowLoss<T> value = loss.value(states[k]);
+    if (labels[k] == kIgnored) value = {T(0), T(0)};
+    if (labels[k] == kBadLabel) value.main = std::numeric_limits<T>::quiet_NaN();
+    losses[k] = value.main + value.by_row;
+    totals.main += value.main;
+    totals.by_row += value.by_row;
+    totals.valid += labels[k] == kIgnored ? 0 : 1;
+    totals.weight += labels[k] >= 0 ? states[k].weight : T(0);
+  }
+  if (call.reduction == Reduction::kNone)
+    store_apart(losses, static_cast<T*>(call.loss.data) + at.loss,
+                call.loss.strides[call.shape.ndim - 1]);
+}
+
+// --- Gradients
+
+// The row's gradient as the walk applies it. Ignored rows get zeros whatever their logits.
+template <class T>
+struct RowSlope {
+  T softmax, terms, target;  // the first times e^(x - max)
+  T max;
+  int label;
+
+  RowSlope() = default;
+  template <class Loss>
+  __device__ __forceinline__ RowSlope(const Loss& loss, int row_class, const RowState<T>& state,
+                                      RowScale<T> scale)
+      : max(state.max), label(row_class) {
+    const RowGradient<T> gradient = loss.gradient(state, scale);
+    softmax = gradient.softmax * state.inverse;
+    terms = gradient.terms;
+    target = gradient.target;
+    if (row_class == kBadLabel) softmax = std::numeric_limits<T>::quiet_NaN();
+  }
+
+  __device__ __forceinline__ bool ignored() const { return label == kIgnored; }
+
+  __device__ __forceinline__ T at(int j, T x, T u) const {
+    const T others = softmax * exp_nonpositive(x - max) + terms * u;
+    return ignored() ? T(0) : j == label ? target : others;
+  }
+};
+
+// What a row's gradient is multiplied by: in forward all that is known there, in backward the
+// incoming gradient and the rest.
+template <Pass kPass, class T>
+__device__ __forceinline__ RowScale<T> row_scale(const RowSoftmaxCall& call, const RowPlan& plan,
+                                                 T upstream) {
+  if (kPass == Pass::kGrad) {
+    const T* scale = static_cast<const T*>(call.scale);
+    return {upstream * scale[0], upstream * scale[1]};
+  }
+  const T factor = reciprocal(expected_divisor<T>(call, plan.rows));
+  return {factor, factor};
+}
+
+}  // namespace fusedloss::cuda

@@ -1,0 +1,28 @@
+"""The one table of cases: every check of test_losses.py, test_autograd.py and test_cuda.py runs over its
+rows. A new loss adds rows here, not test files; table.py says what a row holds.
+"""
+
+from __future__ import annotations
+
+from . import cross_entropy, sigmoid_focal, softmax_focal
+from .cross_entropy import CROSS_ENTROPY
+from .sigmoid_focal import SIGMOID_FOCAL
+from .softmax_focal import SOFTMAX_FOCAL
+from .table import Case, Loss, lay_out
+
+__all__ = [
+    "BY_NAME",
+    "CASES",
+    "CROSS_ENTROPY",
+    "LOSSES",
+    "SIGMOID_FOCAL",
+    "SOFTMAX_FOCAL",
+    "Case",
+    "Loss",
+    "lay_out",
+]
+
+LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL]
+CASES = [*sigmoid_focal.CASES, *cross_entropy.CASES, *softmax_focal.CASES]
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "names of cases must differ"

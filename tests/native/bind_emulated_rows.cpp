@@ -1,0 +1,69 @@
+// The CUDA launchers of the row-softmax engine, running on the emulator, over raw addresses.
+#include "../../kernels/cuda/cross_entropy.h"
+#include "../../kernels/cuda/softmax_focal.h"
+#include "bind.h"
+#include "bind_emulated_views.h"
+
+namespace py = pybind11;
+using namespace fusedloss;
+
+namespace {
+
+RowSoftmaxCall make_row_call(const py::dict& given) {
+  RowSoftmaxCall call{};
+  call.shape = make_shape(given["sizes"].cast<Sizes>(), given["class_dim"].cast<int>());
+  call.logits = view_of(given, "logits");
+  call.target = view_of(given, "target");
+  call.grad_output = view_of(given, "grad_output");
+  call.loss = view_of(given, "loss");
+  call.grad = view_of(given, "grad");
+  call.saved = view_of(given, "saved");
+  call.saved_stride = given["saved_stride"].cast<int64_t>();
+  call.class_weight = address_of(given, "class_weight");
+  call.weight_value = given["weight_value"].cast<double>();
+  call.normalizer = address_of(given, "normalizer");
+  call.normalizer_value = given["normalizer_value"].cast<double>();
+  call.scale = address_of(given, "scale");
+  call.workspace = address_of(given, "workspace");
+  call.ignore_index = given["ignore_index"].cast<int64_t>();
+  call.num_classes = given["num_classes"].cast<int64_t>();
+  call.target_share = given["target_share"].cast<double>();
+  call.uniform_share = given["uniform_share"].cast<double>();
+  call.terms = static_cast<Terms>(given["terms"].cast<int>());
+  call.weighted_mean = given["weighted_mean"].cast<bool>();
+  call.nothing_is_zero = given["nothing_is_zero"].cast<bool>();
+  call.prescale = given["prescale"].cast<bool>();
+  call.reduction = static_cast<Reduction>(given["reduction"].cast<int>());
+  return call;
+}
+
+}  // namespace
+
+void bind_emulated_rows(py::module_& m) {
+  m.def("row_softmax_workspace_bytes", [](const py::dict& given) {
+    return row_softmax_workspace_bytes(make_row_call(given), nullptr);
+  });
+  m.def("saved_numbers", [](int terms, bool gradient_needs_smooth) {
+    return saved_numbers(static_cast<Terms>(terms), gradient_needs_smooth);
+  });
+  m.def("cross_entropy_shares", [](double label_smoothing, bool smooth_others, int64_t classes) {
+    const CrossEntropyOptions options{label_smoothing, smooth_others, 0.0};
+    return py::make_tuple(options.target_share(classes), options.uniform_share(classes));
+  });
+  m.def("cross_entropy_fwd",
+        [](const py::dict& given, double label_smoothing, bool smooth_others, double z_loss) {
+          launch_cross_entropy_fwd(make_row_call(given), {label_smoothing, smooth_others, z_loss},
+                                   nullptr);
+        });
+  m.def("cross_entropy_bwd",
+        [](const py::dict& given, double label_smoothing, bool smooth_others, double z_loss) {
+          launch_cross_entropy_bwd(make_row_call(given), {label_smoothing, smooth_others, z_loss},
+                                   nullptr);
+        });
+  m.def("softmax_focal_fwd", [](const py::dict& given, double gamma, double label_smoothing) {
+    launch_softmax_focal_fwd(make_row_call(given), {gamma, label_smoothing}, nullptr);
+  });
+  m.def("softmax_focal_bwd", [](const py::dict& given, double gamma, double label_smoothing) {
+    launch_softmax_focal_bwd(make_row_call(given), {gamma, label_smoothing}, nullptr);
+  });
+}
