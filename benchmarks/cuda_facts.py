@@ -11,7 +11,8 @@ ignored:
      "shared_bytes": 128, "occupancy": 1.0}
 
 `bytes_minimum` is the least that the gradient schedule can move, `full_sectors` the share of
-32-byte sectors used whole, `occupancy` the share of an SM's warps. Nothing here is a time.
+32-byte sectors used whole, `occupancy` (of float64 kernels: `occupancy_of_double`) the share of an
+SM's warps. Nothing here is a time.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ FACT_BARS: tuple[FactBar, ...] = (
     FactBar("launches", 2),
     FactBar("spill_bytes", 0),
     FactBar("occupancy", 0.5, least=True),
+    FactBar("occupancy_of_double", 0.25, least=True),
 )
 
 
@@ -104,7 +106,7 @@ def _cells(row: Row, columns: Sequence[str]) -> list[str]:
 def tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     """Two tables, first row the heading: traffic from the emulator, figures from the compiler."""
     traffic = ("launches", "bytes_moved", "bytes_minimum", "traffic", "full_sectors")
-    compiled = ("registers", "spill_bytes", "shared_bytes", "occupancy")
+    compiled = ("registers", "spill_bytes", "shared_bytes", "occupancy", "occupancy_of_double")
     found = []
     for heading, key, columns in (
         ("emulated: launches, bytes moved over the minimum", "bytes_moved", traffic),

@@ -31,8 +31,11 @@ inline RowSoftmaxCall make_row_call(const Tensor& input, const Tensor& target,
   STD_TORCH_CHECK(call.num_classes >= 1 && call.num_classes < int64_t{1} << 31,
                   "fusedloss: the number of classes must lie between 1 and 2^31 - 1");
   call.logits = view_of(input, call.shape);
+  STD_TORCH_CHECK(is_float_type(call.logits.dtype), "fusedloss: logits of an unsupported dtype");
   if (target.dim() == input.dim()) {
     call.target = view_of(target, call.shape);
+    STD_TORCH_CHECK(is_float_type(call.target.dtype),
+                    "fusedloss: probabilities of an unsupported dtype");
     call.terms = Terms::kProbabilities;
   } else {
     call.target = view_of_labels(target, call.shape);

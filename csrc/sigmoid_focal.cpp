@@ -37,6 +37,7 @@ PointwiseCall make_call(const Arguments& args) {
   PointwiseCall call{};
   call.shape = shape_of(args.input, indexed ? static_cast<int>(args.input.dim()) - 1 : -1);
   call.logits = view_of(args.input, call.shape);
+  STD_TORCH_CHECK(is_float_type(call.logits.dtype), "fusedloss: logits of an unsupported dtype");
   call.target =
       indexed ? view_of_labels(args.target, call.shape) : view_of(args.target, call.shape);
   call.side = view_of(args.alpha, call.shape);

@@ -109,6 +109,11 @@ inline void* accumulator_scalar(const Tensor& tensor, const Tensor& input) {
   return tensor.data_ptr();
 }
 
+inline bool is_float_type(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kFloat16 ||
+         dtype == DType::kBFloat16;
+}
+
 inline bool is_label_type(DType dtype) {
   return dtype == DType::kInt64 || dtype == DType::kInt32 || dtype == DType::kInt16 ||
          dtype == DType::kUInt8;

@@ -34,7 +34,8 @@ def traffic_rows() -> list[dict[str, Any]]:
                 "bytes_moved": t.moved,
                 "bytes_minimum": t.least,
             }
-            if workload.target.dim() > 1:  # labels are shared by the threads of a row
+            # Labels are shared by the threads of a row, and target logits are gathered one by one.
+            if workload.target.dim() > 1 and not rows_of:
                 row["full_sectors"] = t.full_sectors / t.sectors
             rows.append(row)
     return rows
@@ -51,7 +52,8 @@ def compiler_rows() -> list[dict[str, Any]]:
             "registers": k.registers,
             "spill_bytes": k.spill_bytes,
             "shared_bytes": k.shared_bytes,
-            "occupancy": k.occupancy,
+            # Double exponentials take registers; float64 is held to a limit of its own.
+            "occupancy_of_double" if k.is_double else "occupancy": k.occupancy,
         }
         for k in ptxas.compiled_kernels()
     ]

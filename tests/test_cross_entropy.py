@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import lay_out
-from fusedloss import cross_entropy, nll_loss
+from fusedloss import cross_entropy, nll_loss, softmax_focal_loss
 from torch import Tensor
 
 SCHEDULES = ("recompute", "forward")
@@ -317,3 +317,56 @@ def test_signature_is_that_of_torch() -> None:
     assert torch.equal(keywords, cross_entropy(x, label))
     log_p = torch.log_softmax(x, 1)
     assert torch.equal(nll_loss(log_p, label, weight), nll_loss(log_p, label, weight=weight))
+
+
+@each_schedule
+def test_class_weights_that_add_up_to_nothing(schedule: str) -> None:
+    # Their sum must not be mistaken for there being none.
+    x = torch.randn(9, 4, dtype=torch.float64)
+    label = torch.arange(9) % 4
+    weight = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64)
+    options = {"weight": weight, "label_smoothing": 0.5, "reduction": "none"}
+    with fusedloss.gradient_schedule(schedule):
+        got = with_gradient(lambda x: cross_entropy(x, label, **options), x)
+    expected = with_gradient(lambda x: F.cross_entropy(x, label, **options), x)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [0.9, 1.0])
+def test_smoothing_over_the_others_alone_does_not_cancel(epsilon: float) -> None:
+    # The label's own large term is not part of what is spread.
+    x = torch.tensor([[-1e6, 0.5, 1.0, -0.5]])
+    loss = cross_entropy(x, torch.tensor([0]), label_smoothing=epsilon, smoothing="others")
+    lse = torch.logsumexp(x.double(), 1)
+    expected = (1 - epsilon) * (lse - x[:, 0]) + epsilon / 3 * (lse - x[:, 1:].double()).sum()
+    torch.testing.assert_close(loss.double(), expected.squeeze(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 0.5])
+def test_smoothed_softmax_focal_stays_finite_where_the_tail_vanishes(
+    gamma: float, dtype: torch.dtype
+) -> None:
+    for top in (100.0, 1e6, 1e30):
+        x = torch.tensor([[top, 0.0, 1.0]], dtype=dtype)
+        for schedule in SCHEDULES:
+            with fusedloss.gradient_schedule(schedule):
+                loss, grad = with_gradient(
+                    lambda x: softmax_focal_loss(
+                        x, torch.tensor([0]), gamma=gamma, label_smoothing=0.1
+                    ),
+                    x,
+                )
+            assert torch.isfinite(loss)
+            assert torch.isfinite(grad).all()
+
+
+def test_operators_refuse_logits_that_they_would_misread() -> None:
+    ops = torch.ops.fusedloss
+    whole, label = torch.ones(4, 5, dtype=torch.int8), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="logits of an unsupported dtype"):
+        ops.cross_entropy_fwd(whole, label, None, 0.0, False, 0.0, -100, 2, False, True)
+    with pytest.raises(RuntimeError, match="probabilities of an unsupported dtype"):
+        ops.cross_entropy_fwd(torch.ones(4, 5), whole, None, 0.0, False, 0.0, -100, 2, False, True)
+    with pytest.raises(RuntimeError, match="logits of an unsupported dtype"):
+        ops.sigmoid_focal_fwd(whole, label, None, None, None, 0.25, 2.0, -100, 0.0, 0.0, 2, True)

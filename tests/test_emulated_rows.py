@@ -248,6 +248,65 @@ def test_infinite_logits(emulator: ModuleType, shape: tuple[int, ...], smoothing
     torch.testing.assert_close(loss.double(), expected, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
+# Also: lanes that share a tile's row, and warps that share the classes of pixels.
+MASKED_SHAPES = [*EDGE_SHAPES, (8, 200), (2, 300, 4)]
+
+
+def _masked_class(
+    shape: tuple[int, ...], soft: bool, mask: float, masked: slice
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits, targets and options of 8 rows, in which the masked classes have u = 0."""
+    torch.manual_seed(7)
+    classes = shape[1]
+    x = torch.randn(shape)
+    x[:, masked] = mask
+    if soft:
+        target = torch.rand(shape)
+        target[:, masked] = 0
+        return x, target / target.sum(1, keepdim=True), {}
+    weight = torch.rand(classes) + 0.5
+    weight[masked] = 0
+    target = torch.randint(0, classes, (shape[0], *shape[2:])) | 1  # odd: none of the masked
+    return x, target.clamp(max=(classes // 2) * 2 - 1), {"weight": weight, "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("shape", MASKED_SHAPES)
+@pytest.mark.parametrize("soft", [True, False], ids=["probabilities", "weights"])
+@pytest.mark.parametrize("mask", [-1e4, -1e9, -3e38])
+@pytest.mark.parametrize("masked", [slice(1), slice(0, None, 2)], ids=["first", "every other"])
+def test_masked_classes(
+    emulator: ModuleType, shape: tuple[int, ...], soft: bool, mask: float, masked: slice
+) -> None:
+    """A finite mask whose class has no part in the loss takes no digits from the others."""
+    emulator.configure(count=False, race_check=True, seed=5)
+    x, target, options = _masked_class(shape, soft, mask, masked)
+    leaf = x.double().requires_grad_()
+    exact = torch.nn.functional.cross_entropy(
+        leaf, target.double() if soft else target, reduction="none", **_in_double(options)
+    )
+    (exact_grad,) = torch.autograd.grad(exact.sum(), leaf)
+    for schedule in SCHEDULES:
+        kernel = CrossEntropy(emulator, x, target, reduction="none", **options)
+        loss, grad = kernel.run(schedule)
+        torch.testing.assert_close(loss.double(), exact.detach(), rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", MASKED_SHAPES)
+@pytest.mark.parametrize("soft", [True, False], ids=["probabilities", "weights"])
+def test_zero_times_infinity(emulator: ModuleType, shape: tuple[int, ...], soft: bool) -> None:
+    """NaN as torch has it; without terms, and in the target's own column, nothing is multiplied."""
+    emulator.configure(count=False, race_check=True, seed=5)
+    x, target, options = _masked_class(shape, soft, -torch.inf, slice(1))
+    cases = [options] if soft else [options, {"weight": options["weight"]}]
+    for case in cases:
+        expected = torch.nn.functional.cross_entropy(x, target, reduction="none", **case)
+        assert bool(expected.isnan().all()) == (soft or "label_smoothing" in case)
+        kernel = CrossEntropy(emulator, x, target, reduction="none", **case)
+        loss = kernel.forward(with_grad=False)[0].reshape(expected.shape)
+        torch.testing.assert_close(loss, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [*EDGE_SHAPES, (4, 13000), (2, 300, 3)])
 @pytest.mark.parametrize("loss", [CrossEntropy, SoftmaxFocal])
 def test_backward_in_place(emulator: ModuleType, shape: tuple[int, ...], loss: Any) -> None:

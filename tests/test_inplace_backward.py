@@ -22,6 +22,7 @@ from test_cross_entropy import (
     with_gradient,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def in_place(
@@ -190,3 +191,38 @@ def test_in_place_backward_without_kernels_is_an_ordinary_one() -> None:
     assert torch.equal(logits, x)
     expected = with_gradient(lambda x: F.cross_entropy(x, label), x)
     torch.testing.assert_close((loss, grad), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_leaf_is_never_overwritten() -> None:
+    # Its gradient would be its own memory: zeroing the one would zero the other.
+    x, label, *_ = inputs(7, 1, rows=5, dtype=torch.float32)
+    leaf = x[..., 0].clone().requires_grad_()
+    before = leaf.detach().clone()
+    for _ in range(2):  # the second accumulates
+        cross_entropy(leaf, label[..., 0], inplace_backward=True).backward()
+    assert torch.equal(leaf.detach(), before)
+    torch.testing.assert_close(leaf.grad, 2 * torch_gradient(before, label[..., 0]))
+
+
+@each_schedule
+@pytest.mark.parametrize("through", ["checkpoint", "hooks"])
+def test_in_place_backward_under_hooks_on_saved_tensors(through: str, schedule: str) -> None:
+    # The sigmoid saves the logits as its own output, and with hooks autograd cannot see that they change.
+    x = torch.randn(6, 7, dtype=torch.float64)
+    label = torch.arange(6)
+
+    def gradient(**options: bool) -> Tensor:
+        leaf = x.clone().requires_grad_()
+
+        def loss(leaf: Tensor) -> Tensor:
+            return cross_entropy(torch.sigmoid(leaf), label, **options)
+
+        with fusedloss.gradient_schedule(schedule):
+            if through == "checkpoint":
+                value = checkpoint(loss, leaf, use_reentrant=False)
+                return torch.autograd.grad(value, leaf)[0]
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                value = loss(leaf)
+            return torch.autograd.grad(value, leaf)[0]
+
+    torch.testing.assert_close(gradient(inplace_backward=True), gradient(), rtol=1e-14, atol=0)

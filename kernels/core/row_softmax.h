@@ -2,9 +2,9 @@
 // and the POD that describes one call to any backend.
 //
 // Logits are seen as rows of `num_classes` numbers, one for each sample or pixel, in any layout.
-// One pass over a row gives its sums over all classes but the label t:
+// One pass over a row gives its sums over all classes j but the label t:
 //
-//   max = max x_j,  others = sum of e^(x_j - max),  terms = sum of u_j (x_j - max)
+//   others = sum of e^(x_j - max),  terms = sum of u_j (x_j - max)
 //
 // The target stands apart so that 1 - p_t keeps its full relative precision where it dominates, and
 // so that a loss may put another target logit in its place (margins). Joined with it, a row is
@@ -46,8 +46,8 @@ struct RowState {
   T logit;        // x_t as it lies in memory
   T nll;          // -log p_t
   T p, q;         // p_t and 1 - p_t
-  T smooth;       // sum over all j of u_j (lse - x_j)
-  T sum_u, unit;  // sum of the u_j, and u_t
+  T smooth;       // sum over j != t of u_j (lse - x_j)
+  T sum_u, unit;  // sum of all u_j, and u_t
   T weight;       // class weight of the target (call.weight_value without a tensor)
 };
 
@@ -81,8 +81,9 @@ struct RowGradient {
 // clang-format on
 
 // What one pass over a row's logits collects, the target left out (probability targets leave none
-// out). Where there are no others, or all are -inf, max is -inf and others is 0: an engine takes
-// care not to compute -inf - -inf.
+// out). `max` is what the exponentials are relative to: the maximum of the others or, unless the
+// loss changes the target's logit, of all. Where there are no others, or all are -inf, `others` is
+// 0.
 template <class T>
 struct RowSums {
   T max, others;
@@ -125,9 +126,7 @@ FUSEDLOSS_HD RowState<T> make_state(const Loss& loss, RowSums<T> sums, T logit, 
   const T own = exp_nonpositive(target - max);
   const T rest = dominates ? others + (own - T(1)) : (others - T(1)) + own;
   RowState<T> state = restore_state(loss, max, rest, logit, T(0), sum_u, unit, weight);
-  const T terms = sums.terms + (sum_u - unit) * shift + unit * (target - max);
-  // Without terms 0 * -inf must not count.
-  state.smooth = sum_u == T(0) ? T(0) : sum_u * state.log_total - terms;
+  state.smooth = (sum_u - unit) * (state.log_total - shift) - sums.terms;
   return state;
 }
 

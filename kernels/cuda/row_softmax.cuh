@@ -124,20 +124,26 @@ __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b)
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
-// What a thread has seen of a row without its target. `terms` is relative to a logit of the row
-// (`anchor`), which unlike the maximum does not change underway.
+// What a thread has seen of a row without its target, relative to the maximum so far: to any logit
+// of the row instead, one with u = 0 (a masked class) may be so far off that the terms cancel.
 template <class T>
 struct RowStats {
   T max = -kInfinity<T>;
   T others = T(0);  // sum of e^(x - max)
-  T terms = T(0);   // sum of u (x - anchor)
+  T terms = T(0);   // sum of u (x - max)
   T sum_u = T(0);
 
   // A maximum over nothing but -inf is kept out of exponents, where it would make NaN.
   __device__ __forceinline__ T shift() const { return max == -kInfinity<T> ? T(0) : max; }
 
+  // What `terms` grows by where the maximum has risen. While it was -inf they were relative to 0,
+  // and stay: only logits of -inf were among them. No u, no terms, however far it has risen.
+  __device__ __forceinline__ T rise(T before) const {
+    return sum_u == T(0) || before == -kInfinity<T> ? T(0) : sum_u * (before - max);
+  }
+
   // Takes in N logits, one rescaling for all. -inf adds nothing: it stands for the target and for
-  // classes beyond the last. NaN and +inf make `others` NaN.
+  // classes beyond the last. NaN and +inf make `others` NaN. Their terms are added afterwards.
   template <int N>
   __device__ __forceinline__ void add(const T (&x)[N]) {
     const T before = max;
@@ -145,12 +151,13 @@ struct RowStats {
     for (int k = 0; k < N; ++k) max = larger(max, x[k]);
     const T at = shift();
     others *= exp_nonpositive(before - at);
+    terms += rise(before);
 #pragma unroll
     for (int k = 0; k < N; ++k) others += exp_nonpositive(x[k] - at);
   }
 
-  __device__ __forceinline__ void add_term(T x, T anchor, T u) {
-    terms += u == T(0) ? T(0) : u * (x - anchor);  // 0 * -inf must not count
+  __device__ __forceinline__ void add_term(T x, T u) {
+    terms += u * (x - shift());
     sum_u += u;
   }
 
@@ -161,6 +168,7 @@ struct RowStats {
     others *= exp_nonpositive(before - shift());
     for (int d = lanes / 2; d > 0; d /= 2) others += __shfl_xor_sync(0xffffffffu, others, d);
     if (!has_terms) return;
+    terms += rise(before);
     for (int d = lanes / 2; d > 0; d /= 2) {
       terms += __shfl_xor_sync(0xffffffffu, terms, d);
       sum_u += __shfl_xor_sync(0xffffffffu, sum_u, d);
@@ -168,18 +176,14 @@ struct RowStats {
   }
 
   __device__ __forceinline__ void join(const RowStats& with) {
+    RowStats other = with;
     const T a = max, b = with.max;
-    max = larger(a, b);
-    others = others * exp_nonpositive(a - shift()) + with.others * exp_nonpositive(b - shift());
-    terms += with.terms;
-    sum_u += with.sum_u;
+    max = other.max = larger(a, b);
+    others = others * exp_nonpositive(a - shift()) + other.others * exp_nonpositive(b - shift());
+    terms = (terms + rise(a)) + (other.terms + other.rise(b));
+    sum_u += other.sum_u;
   }
 };
-
-template <class T>
-__device__ __forceinline__ T finite_or_zero(T x) {
-  return abs(x) < kInfinity<T> ? x : T(0);
-}
 
 // --- The end of a row
 
@@ -191,10 +195,8 @@ __device__ __forceinline__ T uniform_sum(const RowSoftmaxCall& call) {
 template <class T, class Loss>
 __device__ __forceinline__ RowState<T> finish_row(const RowSoftmaxCall& call, const Loss& loss,
                                                   const RowInput<T>& in, const RowStats<T>& stats,
-                                                  T logit, T anchor) {
-  RowSums<T> sums{stats.max, stats.others, stats.terms};
-  if (stats.max != -kInfinity<T> && call.terms != Terms::kNone)
-    sums.terms += stats.sum_u * (anchor - stats.max);
+                                                  T logit) {
+  const RowSums<T> sums{stats.max, stats.others, stats.terms};
   if (!call.indexed()) return make_state_without_target(loss, sums, stats.sum_u);
   const T sum_u = has_weighted_terms(call.terms) ? stats.sum_u + in.unit : uniform_sum<T>(call);
   return make_state(loss, sums, logit, sum_u, in.unit, in.weight);

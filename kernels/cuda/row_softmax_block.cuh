@@ -65,28 +65,27 @@ struct RowChunk {
 // Takes N neighbouring logits into the statistics.
 template <int N, class T>
 __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowPlan& plan,
-                                          int64_t target_at, int j, int label, T anchor, T (&x)[N],
+                                          int64_t target_at, int j, int label, T (&x)[N],
                                           RowStats<T>& stats) {
-  if (call.terms != Terms::kNone) {
-    T u[N];
-    term_units<Along::kClasses>(call, target_at + j * plan.target_step, plan.target_step, j, u);
-#pragma unroll
-    for (int k = 0; k < N; ++k)
-      if (j + k != label) stats.add_term(x[k], anchor, u[k]);
-  }
   if (label >= j && label < j + N) {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (j + k == label) x[k] = -kInfinity<T>;
   }
   stats.add(x);
+  if (call.terms == Terms::kNone) return;
+  T u[N];
+  term_units<Along::kClasses>(call, target_at + j * plan.target_step, plan.target_step, j, u);
+#pragma unroll
+  for (int k = 0; k < N; ++k)
+    if (j + k != label) stats.add_term(x[k], u[k]);
 }
 
-template <Pass kPass, class X, class T>
+template <Pass kPass, class T, class X>
 __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& call,
                                                        const RowPlan& plan, const RowWalk<X>& walk,
                                                        const X* row, X* kept, int64_t target_at,
-                                                       int label, T anchor) {
+                                                       int label) {
   constexpr int V = RowWalk<X>::V, kAhead = RowWalk<X>::kAhead;
   const int threads = blockDim.x;
   RowStats<T> stats;
@@ -102,7 +101,7 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
       const int j = walk.vector_at(first + a * threads);
       if (kept != nullptr) store_vector<V>(chunks[a].raw, kept + j);
       chunks[a].convert();
-      add_chunk(call, plan, target_at, j, label, anchor, chunks[a].x, stats);
+      add_chunk(call, plan, target_at, j, label, chunks[a].x, stats);
     }
   }
   for (int i = threadIdx.x; i < walk.leftovers(); i += threads) {
@@ -111,7 +110,7 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
     chunk.load(row + j);
     if (kept != nullptr) kept[j] = chunk.raw[0];
     chunk.convert();
-    add_chunk(call, plan, target_at, j, label, anchor, chunk.x, stats);
+    add_chunk(call, plan, target_at, j, label, chunk.x, stats);
   }
   return stats;
 }
@@ -200,12 +199,11 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
       __syncthreads();  // all threads have read the target's logit
     } else {
       if (label[0] != kIgnored) {  // an ignored row is not read
-        const T anchor = call.terms == Terms::kNone ? T(0) : finite_or_zero(to<T>(row[0]));
         RowStats<T> stats =
-            block_row_stats<kPass>(call, plan, walk, row, kept, at.target, label[0], anchor);
+            block_row_stats<kPass, T>(call, plan, walk, row, kept, at.target, label[0]);
         __syncthreads();  // the slots of the row before have been read
         join_block(stats, call.terms != Terms::kNone, slots);
-        state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0], anchor);
+        state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
       }
       // Found again: kept, the offsets would fill registers during the walk.
       at = locate_row(call, plan, index);

@@ -46,7 +46,7 @@ __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const Ro
 template <Pass kPass, int V, class X, class T>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                             const PixelPlan& pixel, int slice, const X* pixels,
-                                            int64_t target_at, const int (&labels)[V], T anchor,
+                                            int64_t target_at, const int (&labels)[V],
                                             PixelStats<V, T>& stats) {
   constexpr int U = kPixelClasses<X>;
   for (int j = slice * U; j < pixel.classes; j += pixel.slices * U) {
@@ -73,7 +73,7 @@ __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const Ro
       load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), anchor, units[v]);
+        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
     }
   }
 }
@@ -153,17 +153,15 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
                call.grad_output.strides[call.shape.ndim - 1], upstream);
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
-    const T anchor = finite_or_zero(to<T>(pixels[0]));
     PixelStats<V, T> stats;
-    if (here)
-      pixel_stats<kPass>(call, plan, pixel, slice, pixels, at.target, labels, anchor, stats);
+    if (here) pixel_stats<kPass>(call, plan, pixel, slice, pixels, at.target, labels, stats);
     if (pixel.slices > 1)
       join_slices(stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      states[v] = finish_row(call, loss, RowInput<T>(call, labels[v]), stats.rows[v],
-                             stats.logits[v], anchor);
+      states[v] =
+          finish_row(call, loss, RowInput<T>(call, labels[v]), stats.rows[v], stats.logits[v]);
     if (here && slice == 0) leave_rows(call, loss, labels, states, at, totals);
   }
   if constexpr (kPass != Pass::kLoss) {

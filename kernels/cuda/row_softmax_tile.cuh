@@ -109,10 +109,10 @@ struct LaneWalk {
   }
 };
 
-template <class X, class T>
+template <class T, class X>
 __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                                  const LaneWalk& walk, const X* row, int label,
-                                                 int64_t target_at, T anchor) {
+                                                 int64_t target_at) {
   constexpr int kStep = sizeof(T) == 8 ? 1 : 4;  // a double exponential takes many registers
   RowStats<T> stats;
   for (int first = walk.lane; first < walk.classes; first += kStep * walk.lanes) {
@@ -130,7 +130,7 @@ __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, con
     const int j = walk.class_of(i);
     T u[1];
     term_units<Along::kClasses>(call, target_at + j * plan.target_step, 0, j, u);
-    if (j != label) stats.add_term(to<T>(row[j]), anchor, u[0]);
+    if (j != label) stats.add_term(to<T>(row[j]), u[0]);
   }
   return stats;
 }
@@ -161,13 +161,11 @@ __device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPl
   RowOffsets at;
   int label[1] = {kIgnored};
   T logit[1] = {}, upstream[1] = {};
-  T anchor = T(0);
   RowState<T> state[1] = {};
   if (here) {
     at = locate_row(call, plan, index);
     load_classes(call, at.target, label);
     if (label[0] >= 0) logit[0] = to<T>(row[label[0]]);
-    anchor = finite_or_zero(to<T>(row[0]));
   }
   if constexpr (kPass == Pass::kGrad) {
     if (here) {
@@ -176,11 +174,11 @@ __device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPl
     }
   } else {
     RowStats<T> stats;
-    if (here) stats = row_stats(call, plan, walk, row, label[0], at.target, anchor);
+    if (here) stats = row_stats<T>(call, plan, walk, row, label[0], at.target);
     stats.join(walk.lanes, call.terms != Terms::kNone);
     // Found again: kept, the offsets would fill registers during the walk.
     if (here) at = locate_row(call, plan, index);
-    state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0], anchor);
+    state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
     if (here && walk.lane == 0) leave_rows(call, loss, label, state, at, totals);
   }
   if constexpr (kPass != Pass::kLoss) {

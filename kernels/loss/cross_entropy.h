@@ -3,16 +3,16 @@
 // With class weights w, label t, smoothing e over C classes (Szegedy et al., "Rethinking the
 // Inception Architecture", 2016) and the z-loss of Chowdhery et al. ("PaLM", 2022):
 //
-//   L = A w_t (lse - x_t) + B sum_j w_j (lse - x_j)  +  z lse^2
+//   L = a (lse - x_t) + B sum over j != t of w_j (lse - x_j)  +  z lse^2
 //
-//   "uniform": A = 1 - e,             B = e / C        e spread over all classes, as torch does
-//   "others":  A = 1 - e - e/(C-1),   B = e / (C-1)    e spread over the wrong classes only
+//   "uniform": a = (1 - e) w_t + B w_t,  B = e / C      e spread over all classes, as torch does
+//   "others":  a = (1 - e) w_t,          B = e / (C-1)  e spread over the wrong classes only
 //
-// Probability targets y replace A [j = t] + B by A y_j + B; the sum over j carries them (u_j).
-// Gradient, with U = sum_j u_j, q = 1 - p_t, and u_j = w_j:
+// Probability targets y have no label: a = 0, and the sum goes over all j with u_j in the place of
+// w_j, which carries y_j. Gradient, with q = 1 - p_t, and U the sum of the u_j = w_j over j != t:
 //
-//   dL/dx_j = (A w_t + B U + 2 z lse) p_j - B u_j                        j != t
-//   dL/dx_t = -A w_t q + B (U p_t - u_t) + 2 z lse p_t
+//   dL/dx_j = (a + B U + 2 z lse) p_j - B u_j                        j != t
+//   dL/dx_t = -a q + (B U + 2 z lse) p_t
 #pragma once
 
 #include "../core/row_softmax.h"
@@ -28,9 +28,14 @@ struct CrossEntropyOptions {
     const int64_t spread = smooth_others ? num_classes - 1 : num_classes;
     return spread > 0 ? label_smoothing / static_cast<double>(spread) : 0.0;
   }
+  // Of the label, without its part of what is spread over all classes.
+  double label_share(int64_t num_classes) const {
+    return smooth_others && num_classes == 1 ? 1.0 : 1.0 - label_smoothing;
+  }
+  // A probability target y becomes target_share y + uniform_share.
   double target_share(int64_t num_classes) const {
-    if (!smooth_others) return 1.0 - label_smoothing;
-    return num_classes > 1 ? 1.0 - label_smoothing - uniform_share(num_classes) : 1.0;
+    const double spread = smooth_others && num_classes > 1 ? uniform_share(num_classes) : 0.0;
+    return label_share(num_classes) - spread;
   }
 };
 
@@ -41,26 +46,31 @@ struct CrossEntropy {
   static constexpr bool kHasWeightedTerms = true;
   static constexpr bool kChangesTarget = false;
 
-  T target_share, terms_share;  // A and B
+  T label_share, own_share, terms_share;  // a = label_share w_t + own_share u_t, and B
   T z_loss;
 
-  // With probability targets A and B are in the terms already.
   CrossEntropy(const CrossEntropyOptions& options, const RowSoftmaxCall& call)
-      : target_share(static_cast<T>(call.indexed() ? options.target_share(call.num_classes) : 0.0)),
+      : label_share(static_cast<T>(call.indexed() ? options.label_share(call.num_classes) : 0.0)),
+        own_share(
+            static_cast<T>(options.smooth_others ? 0.0 : options.uniform_share(call.num_classes))),
         terms_share(static_cast<T>(call.indexed() ? options.uniform_share(call.num_classes) : 1.0)),
         z_loss(static_cast<T>(options.z_loss)) {}
 
   FUSEDLOSS_HD T changed_target(T logit) const { return logit; }
 
+  FUSEDLOSS_HD T own(const RowState<T>& s) const {
+    return label_share * s.weight + own_share * s.unit;
+  }
+
   FUSEDLOSS_HD RowLoss<T> value(const RowState<T>& s) const {
-    return {target_share * s.weight * s.nll + terms_share * s.smooth, z_loss * s.lse * s.lse};
+    return {own(s) * s.nll + terms_share * s.smooth, z_loss * s.lse * s.lse};
   }
 
   FUSEDLOSS_HD RowGradient<T> gradient(const RowState<T>& s, RowScale<T> scale) const {
-    const T own = target_share * s.weight;
-    const T slope = scale.by_row * T(2) * z_loss * s.lse;
-    return {scale.main * (own + terms_share * s.sum_u) + slope, -scale.main * terms_share,
-            scale.main * (terms_share * (s.sum_u * s.p - s.unit) - own * s.q) + slope * s.p};
+    const T others = scale.main * terms_share * (s.sum_u - s.unit);
+    const T slope = others + scale.by_row * T(2) * z_loss * s.lse;
+    const T label = scale.main * own(s);
+    return {label + slope, -scale.main * terms_share, slope * s.p - label * s.q};
   }
 };
 

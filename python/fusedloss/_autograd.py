@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._ops import REDUCTION_NAMES, ops
+from ._ops import REDUCTION_NAMES, class_dim, ops
 
 # Whether the running backward keeps its graph for another one. Without the query (a private one) a
 # graph is taken to be kept, which costs a copy of the gradient.
@@ -31,6 +31,37 @@ def differentiates(*values: object) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(value, Tensor) and value.requires_grad for value in values
     )
+
+
+# The innermost hooks on saved tensors (checkpointing uses them), None without any. Where the query, a
+# private one, is missing, there might be some.
+_saved_tensor_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True
+)
+
+
+def may_overwrite(input: Tensor) -> bool:
+    """Whether a backward may write the gradient over the memory of `input`.
+
+    Not over a leaf, whose ``.grad`` it would become; not where elements share a place; and not under
+    hooks on saved tensors, which hide from autograd that another operator's saved logits changed.
+    """
+    return (
+        not input.is_leaf
+        and not torch.compiler.is_compiling()
+        and _saved_tensor_hooks(True) is None
+        and not _overlaps_itself(input)
+    )
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of `x` share a place, or its strides do not exclude it."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return True
+        reach = max(reach, stride * size)
+    return False
 
 
 def _is_batched(grad: Tensor) -> bool:
@@ -238,7 +269,7 @@ class RowSoftmax(torch.autograd.Function):
             return _row_gradient(ctx, grad_output), *rest
         if ctx.keep == "gradient":
             if grad_output.dim() > 0:  # one number a row
-                grad_output = grad_output.unsqueeze(0 if input.dim() == 1 else 1)
+                grad_output = grad_output.unsqueeze(class_dim(input))
             return finish_gradient(grad, grad_output, scale), *rest
         args: RowArguments = ctx.arguments
         if isinstance(args, SoftmaxFocalArguments):
@@ -247,23 +278,13 @@ class RowSoftmax(torch.autograd.Function):
                 grad_output, scale, saved, input, target, weight, *numbers
             ), *rest
         forward = (grad_output, scale, saved)
-        if ctx.in_place and _memory_is_free(grad_output) and _is_dense(input):
+        if ctx.in_place and _memory_is_free(grad_output):
             place = input.detach()
             ops.cross_entropy_bwd_(*forward, place, target, weight, *args[:4])
             # Whoever else saved the logits is told that they are gone.
             torch.autograd.graph.increment_version(input)
             return place, *rest
         return ops.cross_entropy_bwd(*forward, input, target, weight, *args[:4]), *rest
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether every element of `x` has a place of its own, by its strides."""
-    reach = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size > 1 and stride < reach:
-            return False
-        reach = max(reach, stride * size)
-    return True
 
 
 def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _backend
+from ._ops import class_dim
 
 LOGIT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -207,11 +208,6 @@ def class_label_error(function: str, label: int, num_classes: int) -> IndexError
         f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
         f"0 to {num_classes - 1} and ignore_index"
     )
-
-
-def class_dim(input: Tensor) -> int:
-    """The dimension that numbers the classes in ``[C]``, ``[N, C]`` and ``[N, C, d1, ...]``."""
-    return 0 if input.dim() == 1 else 1
 
 
 def class_logits(function: str, input: object) -> Tensor:

@@ -50,6 +50,11 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def class_dim(input: Tensor) -> int:
+    """The dimension that numbers the classes in ``[C]``, ``[N, C]`` and ``[N, C, d1, ...]``."""
+    return 0 if input.dim() == 1 else 1
+
+
 def _fake_sigmoid_focal_fwd(
     input: Tensor,
     target: Tensor,
@@ -98,8 +103,8 @@ def _row_outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a forward operator of the row-softmax engine returns, unfilled."""
     dtype = accumulator_dtype(input.dtype)
-    class_dim = 0 if input.dim() == 1 else 1
-    rows = [*input.shape[:class_dim], *input.shape[class_dim + 1 :]]
+    dim = class_dim(input)
+    rows = [*input.shape[:dim], *input.shape[dim + 1 :]]
     loss = input.new_empty(rows if reduction == REDUCTIONS["none"] else (), dtype=dtype)
     return (
         loss,
@@ -125,7 +130,7 @@ def _fake_cross_entropy_fwd(
     return _row_outputs(input, 3 if weighted else 2, reduction, with_saved, with_grad)
 
 
-def _fake_cross_entropy_bwd(
+def _fake_row_bwd(
     grad_output: Tensor, scale: Tensor, saved: Tensor, input: Tensor, *_: object
 ) -> Tensor:
     return torch.empty_like(input)
@@ -153,12 +158,6 @@ def _fake_softmax_focal_fwd(
     return _row_outputs(input, saved, reduction, with_saved, with_grad)
 
 
-def _fake_softmax_focal_bwd(
-    grad_output: Tensor, scale: Tensor, saved: Tensor, input: Tensor, *_: object
-) -> Tensor:
-    return torch.empty_like(input)
-
-
 def _fake_scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
     return torch.empty_like(grad)
 
@@ -172,10 +171,10 @@ if _library is not None:
         ("sigmoid_focal_fwd", _fake_sigmoid_focal_fwd),
         ("sigmoid_focal_bwd", _fake_sigmoid_focal_bwd),
         ("cross_entropy_fwd", _fake_cross_entropy_fwd),
-        ("cross_entropy_bwd", _fake_cross_entropy_bwd),
+        ("cross_entropy_bwd", _fake_row_bwd),
         ("cross_entropy_bwd_", _fake_cross_entropy_bwd_),
         ("softmax_focal_fwd", _fake_softmax_focal_fwd),
-        ("softmax_focal_bwd", _fake_softmax_focal_bwd),
+        ("softmax_focal_bwd", _fake_row_bwd),
         ("scale_gradient", _fake_scale_gradient),
         ("scale_gradient_", _fake_scale_gradient_),
     ):

@@ -20,8 +20,10 @@ __all__ = [
 
 def _check_weight(function: str, weight: object) -> None:
     """A class weight as far as it can be judged without logits."""
-    if weight is not None and _checks.tensor(function, "weight", weight).dim() != 1:
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    if weight is None:
+        return
+    shape = tuple(_checks.tensor(function, "weight", weight).shape)
+    if len(shape) != 1:
         raise ValueError(f"{function}: weight has shape {shape}, accepted are (C,)")
 
 
@@ -48,6 +50,8 @@ class SigmoidFocalLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
+        # Wrong options are refused here rather than at the first batch.
+        check_sigmoid_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
         if isinstance(alpha, Tensor):
             self.register_buffer("alpha", alpha)
         else:
@@ -56,8 +60,6 @@ class SigmoidFocalLoss(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.reduction = reduction
-        # Wrong options are refused here rather than at the first batch.
-        check_sigmoid_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
 
     def forward(
         self,

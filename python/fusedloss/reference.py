@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
+from ._ops import class_dim
 
 
 def _arithmetic(x: Tensor) -> Tensor:
@@ -93,10 +94,6 @@ def sigmoid_focal_loss(
     return _reduce(loss, valid, reduction, normalizer)
 
 
-def _class_dim(input: Tensor) -> int:
-    return 1 if input.dim() > 1 else 0
-
-
 def _along_classes(vector: Tensor, like: Tensor, dim: int, dims: int) -> Tensor:
     """A vector [C] in a shape that broadcasts over the logits, in the dtype of `like`."""
     return vector.to(like.dtype).reshape([-1 if d == dim else 1 for d in range(dims)])
@@ -106,7 +103,7 @@ def _labels(
     function: str, input: Tensor, target: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels that can index (0 where they could not), valid rows, and out-of-range rows."""
-    target, classes = target.long(), input.size(_class_dim(input))
+    target, classes = target.long(), input.size(class_dim(input))
     valid = target != ignore_index
     bad = ((target < 0) | (target >= classes)) & valid
     if not torch.compiler.is_compiling() and input.device.type == "cpu" and bool(bad.any()):
@@ -157,7 +154,7 @@ def cross_entropy(
     z_loss: float = 0.0,
 ) -> Tensor:
     """Cross entropy; see :func:`fusedloss.cross_entropy`."""
-    x, dim = _arithmetic(input), _class_dim(input)
+    x, dim = _arithmetic(input), class_dim(input)
     others = smoothing == "others"
     # A single class leaves no wrong class to give a share to.
     share = 0.0 if others and x.size(dim) == 1 else label_smoothing
@@ -193,7 +190,7 @@ def nll_loss(
     """Negative log likelihood; see :func:`fusedloss.nll_loss`."""
     label, valid, bad = _labels("nll_loss", input, target, ignore_index)
     # Only the entries of the labels are read and converted; nothing of the input's size is made.
-    picked = _arithmetic(_pick(input, label, _class_dim(input)))
+    picked = _arithmetic(_pick(input, label, class_dim(input)))
     loss = -torch.where(valid, picked, 0.0)
     factor = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)[label]
     factor = torch.where(valid, factor, 0.0)
@@ -216,7 +213,7 @@ def softmax_focal_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Softmax focal loss; see :func:`fusedloss.softmax_focal_loss`."""
-    x, dim = _arithmetic(input), _class_dim(input)
+    x, dim = _arithmetic(input), class_dim(input)
     label, valid, bad = _labels("softmax_focal_loss", input, target, ignore_index)
     x = torch.where(valid.unsqueeze(dim), x, 0.0)
     x = x - x.amax(dim, keepdim=True).detach()

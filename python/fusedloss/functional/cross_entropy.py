@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import CrossEntropyArguments, RowSoftmax, differentiates
+from .._autograd import CrossEntropyArguments, RowSoftmax, differentiates, may_overwrite
 
 
 def cross_entropy(
@@ -45,8 +45,11 @@ def cross_entropy(
         z_loss: factor z >= 0 of lse\ :sup:`2`, which keeps logits from drifting. Not weighted by
             class; in the mean divided by the number of rows that are not ignored.
         inplace_backward: let backward write the gradient over the memory of ``input``: it saves one
-            tensor of its size, and **destroys the logits**. Where that memory is still needed (the
-            graph is kept, or several elements of ``input`` share one place), a new tensor is taken.
+            tensor of its size, and **destroys the logits** and whatever else is a view of them; an
+            operation that saved them for its own backward raises autograd's error about in-place
+            changes. A new tensor is taken where that memory is not free: ``input`` is a leaf, the
+            graph is kept, elements of ``input`` share a place, under ``torch.compile``, and under
+            hooks on saved tensors, as in checkpointing.
 
     Returns:
         The loss: a scalar, or for ``"none"`` the input's shape without ``C``; float32 for half logits,
@@ -86,18 +89,17 @@ def cross_entropy(
         )
     # Two divisors, which only the CPU knows before it writes a gradient.
     two_divisors = indexed and weight is not None and z_loss > 0 and reduction == "mean"
+    in_place = inplace_backward and may_overwrite(input)
     keep = "nothing"
     if differentiates(input):
-        early = _backend.gradient_in_forward(input) and not inplace_backward
+        early = _backend.gradient_in_forward(input) and not in_place
         early = early and not (two_divisors and input.device.type != "cpu")
         keep = "gradient" if early else "saved"
     arguments = CrossEntropyArguments(
         label_smoothing, smoothing == "others", z_loss, ignore_index, _ops.REDUCTIONS[reduction]
     )
     weight = _ops.as_class_weight(weight, input)
-    loss: Tensor = RowSoftmax.apply(input, target, weight, None, arguments, keep, inplace_backward)[
-        0
-    ]
+    loss: Tensor = RowSoftmax.apply(input, target, weight, None, arguments, keep, in_place)[0]
     return loss
 
 

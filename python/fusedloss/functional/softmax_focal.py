@@ -59,8 +59,8 @@ def softmax_focal_loss(
         alpha, gamma, ignore_index, label_smoothing, reduction
     )
     if isinstance(alpha, Tensor):
-        if alpha.numel() == 1 and alpha.dim() == 0:
-            alpha = alpha.expand(input.size(0 if input.dim() == 1 else 1))
+        if alpha.dim() == 0:
+            alpha = alpha.expand(input.size(_ops.class_dim(input)))
         alpha = _checks.class_weight(name, "alpha", alpha, input)
     normalizer = _checks.normalizer(name, normalizer, input)
     _checks.debug_labels(name, input, target, ignore_index)
