@@ -34,11 +34,13 @@ struct SoftmaxFocal {
   static constexpr T kSteepest = T(1e30);
 
   T own_share, terms_share;  // a and e/C
+  T power_of_zero;
   Power power;
 
   SoftmaxFocal(const SoftmaxFocalOptions& options, const RowSoftmaxCall& call, Power focus)
       : terms_share(
             static_cast<T>(options.label_smoothing / static_cast<double>(call.num_classes))),
+        power_of_zero(options.gamma == 0.0 ? T(1) : T(0)),
         power(focus) {
     own_share = static_cast<T>(1.0 - options.label_smoothing) + terms_share;
   }
@@ -52,9 +54,8 @@ struct SoftmaxFocal {
   FUSEDLOSS_HD PowerDerivative<T> focus(T q) const {
     constexpr T kSmallest = std::numeric_limits<T>::min();
     PowerDerivative<T> f = power(q < kSmallest ? kSmallest : q);
-    const bool vanished = (q < kSmallest) & (f.derivative > T(0));  // gamma 0 has derivative 0
-    f.value = vanished ? T(0) : f.value;
-    f.derivative = vanished ? T(0) : f.derivative;
+    f.value = q < kSmallest ? power_of_zero : f.value;
+    f.derivative = q < kSmallest ? T(0) : f.derivative;
     return f;
   }
 
