@@ -133,7 +133,8 @@ __device__ __forceinline__ void block_row_gradient(const RowSoftmaxCall& call, c
                                                    const RowWalk<X>& walk, const X* row,
                                                    const X* kept, int64_t target_at,
                                                    const RowSlope<T>& slope, X* grad) {
-  constexpr int V = RowWalk<X>::V, kAhead = RowWalk<X>::kAhead;
+  // Half types have twice the elements in a vector, and registers for one.
+  constexpr int V = RowWalk<X>::V, kAhead = sizeof(X) == 4 ? RowWalk<X>::kAhead : 1;
   const int threads = blockDim.x;
   for (int i = threadIdx.x; i < walk.leftovers(); i += threads) {
     const int j = walk.span.template peeled<V>(i);

@@ -33,7 +33,7 @@ struct SoftmaxFocal {
   static constexpr bool kChangesTarget = false;
   static constexpr T kSteepest = T(1e30);
 
-  T own_share, terms_share;  // a and e/C
+  T own_share, terms_share, others_share;  // a, e/C and e (C-1)/C
   T power_of_zero;
   Power power;
 
@@ -43,6 +43,7 @@ struct SoftmaxFocal {
         power_of_zero(options.gamma == 0.0 ? T(1) : T(0)),
         power(focus) {
     own_share = static_cast<T>(1.0 - options.label_smoothing) + terms_share;
+    others_share = terms_share * static_cast<T>(call.num_classes - 1);
   }
 
   FUSEDLOSS_HD T changed_target(T logit) const { return logit; }
@@ -55,7 +56,8 @@ struct SoftmaxFocal {
     constexpr T kSmallest = std::numeric_limits<T>::min();
     PowerDerivative<T> f = power(q < kSmallest ? kSmallest : q);
     f.value = q < kSmallest ? power_of_zero : f.value;
-    f.derivative = q < kSmallest ? T(0) : f.derivative;
+    f.derivative =
+        at_most(kSteepest, f.derivative);  // finite with any cross entropy; p_j is 0 there
     return f;
   }
 
@@ -67,11 +69,8 @@ struct SoftmaxFocal {
     const PowerDerivative<T> power_of_q = focus(s.q);
     const T factor = scale.main * s.weight;
     const T f = factor * power_of_q.value;
-    // Bounded, as an infinite slope would meet a p_j of 0.
-    const T slope = power_of_q.derivative * cross_entropy(s) * s.p;
-    const T d = factor * at_most(kSteepest, slope);
-    return {f + d, -f * terms_share,
-            f * (terms_share * (s.sum_u - s.unit) * s.p - own_share * s.q) - d * s.q};
+    const T d = factor * power_of_q.derivative * cross_entropy(s) * s.p;
+    return {f + d, -f * terms_share, f * (others_share * s.p - own_share * s.q) - d * s.q};
   }
 };
 
