@@ -56,8 +56,6 @@ struct SoftmaxFocal {
     constexpr T kSmallest = std::numeric_limits<T>::min();
     PowerDerivative<T> f = power(q < kSmallest ? kSmallest : q);
     f.value = q < kSmallest ? power_of_zero : f.value;
-    f.derivative =
-        at_most(kSteepest, f.derivative);  // finite with any cross entropy; p_j is 0 there
     return f;
   }
 
@@ -69,7 +67,9 @@ struct SoftmaxFocal {
     const PowerDerivative<T> power_of_q = focus(s.q);
     const T factor = scale.main * s.weight;
     const T f = factor * power_of_q.value;
-    const T d = factor * power_of_q.derivative * cross_entropy(s) * s.p;
+    // Bounded: where q vanished the slope can be infinite, and every p_j that it meets is 0.
+    const T slope = power_of_q.derivative * cross_entropy(s) * s.p;
+    const T d = factor * at_most(kSteepest, slope);
     return {f + d, -f * terms_share, f * (others_share * s.p - own_share * s.q) - d * s.q};
   }
 };
