@@ -156,7 +156,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def evaluate(case: Draw, function: Any, input: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+def evaluate(case: Any, function: Any, input: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """(loss, gradient) of one implementation."""
     x = input.detach().requires_grad_()
     with fusedloss.gradient_schedule(case.schedule):

@@ -19,6 +19,7 @@ from test_properties import (
     accumulator,
     close,
     dtype_holds,
+    evaluate,
     laid_out,
     random_input,
     repeatable,
@@ -125,15 +126,6 @@ def draws(draw: st.DrawFn, /, loss: Loss | None = None, **fixed: Any) -> Draw:
     schedule = draw(st.sampled_from(["recompute", "forward"]))
     how = f"{loss.name} {shape} {dtype} {layout} {order}, {target.dtype} {target_layout}, {options}"
     return Draw(loss, input, target, options, schedule, upstream, f"{how}, {schedule}")
-
-
-def evaluate(case: Draw, function: Any, input: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """(loss, gradient) of one implementation."""
-    x = input.detach().requires_grad_()
-    with fusedloss.gradient_schedule(case.schedule):
-        loss = function(x, case.target, **{**case.options, **options})
-        (grad,) = torch.autograd.grad(loss, x, case.upstream.to(loss))
-    return loss.detach(), grad
 
 
 def native(case: Draw, **options: Any) -> tuple[Tensor, Tensor]:

@@ -226,6 +226,11 @@ struct IntegerPower {
   }
 };
 
+// Whether multiplications serve as the power.
+inline bool is_small_integer(double exponent) {
+  return exponent == 0.0 || exponent == 1.0 || exponent == 2.0 || exponent == 3.0;
+}
+
 // 0, 1, 2 or 3 known at run time, without a branch: for losses that raise one number a row to a
 // power, where a version for each exponent would be code without use.
 template <class T>
@@ -263,8 +268,7 @@ struct SwitchedPower {
   bool small_integer;
 
   explicit SwitchedPower(double exponent)
-      : gamma(static_cast<T>(exponent)),
-        small_integer(exponent == 0.0 || exponent == 1.0 || exponent == 2.0 || exponent == 3.0) {}
+      : gamma(static_cast<T>(exponent)), small_integer(is_small_integer(exponent)) {}
 
   FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
     if (!small_integer) return RealPower<T>{gamma}(q);

@@ -4,23 +4,23 @@
 #include "row_softmax.h"
 
 namespace fusedloss {
+namespace {
+
+auto functor(const RowSoftmaxCall& call, const CrossEntropyOptions& options) {
+  return
+      [&](auto zero, const auto& run) { return run(CrossEntropy<decltype(zero)>(options, call)); };
+}
+
+}  // namespace
 
 LabelReport launch_cross_entropy_fwd(const RowSoftmaxCall& call, const CrossEntropyOptions& options,
                                      const cpu::Threads& threads) {
-  return with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    const CrossEntropy<Accumulator<X>> loss(options, call);
-    return cpu::row_softmax_forward<X>(call, loss, threads);
-  });
+  return cpu::row_softmax_forward(call, functor(call, options), threads);
 }
 
 void launch_cross_entropy_bwd(const RowSoftmaxCall& call, const CrossEntropyOptions& options,
                               const cpu::Threads& threads) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    const CrossEntropy<Accumulator<X>> loss(options, call);
-    cpu::row_softmax_backward<X>(call, loss, threads);
-  });
+  cpu::row_softmax_backward(call, functor(call, options), threads);
 }
 
 }  // namespace fusedloss

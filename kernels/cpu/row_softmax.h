@@ -261,8 +261,7 @@ auto with_terms(Terms terms, const F& f) {
 }
 
 template <class X, class Loss>
-LabelReport row_softmax_forward(const RowSoftmaxCall& given, const Loss& loss,
-                                const Threads& threads) {
+LabelReport forward_rows(const RowSoftmaxCall& given, const Loss& loss, const Threads& threads) {
   using T = typename Loss::value_type;
   const RowPlan plan = plan_rows(given);
   const RowSoftmaxCall& call = plan.call;
@@ -308,7 +307,7 @@ LabelReport row_softmax_forward(const RowSoftmaxCall& given, const Loss& loss,
 }
 
 template <class X, class Loss>
-void row_softmax_backward(const RowSoftmaxCall& given, const Loss& loss, const Threads& threads) {
+void backward_rows(const RowSoftmaxCall& given, const Loss& loss, const Threads& threads) {
   using T = typename Loss::value_type;
   const RowPlan plan = plan_rows(given);
   RowConstants<T> constants = row_constants<T>(plan.call);
@@ -319,6 +318,26 @@ void row_softmax_backward(const RowSoftmaxCall& given, const Loss& loss, const T
         plan, threads, [&](int64_t, int64_t begin, int64_t end, RowTools<X, T>& tools) {
           backward_task<terms.value>(plan, loss, constants, begin, end, tools);
         });
+  });
+}
+
+// `with_loss(T, run)` calls run(loss) with the functor for accumulators of T's type.
+template <class WithLoss>
+LabelReport row_softmax_forward(const RowSoftmaxCall& call, const WithLoss& with_loss,
+                                const Threads& threads) {
+  return with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    return with_loss(Accumulator<X>{},
+                     [&](const auto& loss) { return forward_rows<X>(call, loss, threads); });
+  });
+}
+
+template <class WithLoss>
+void row_softmax_backward(const RowSoftmaxCall& call, const WithLoss& with_loss,
+                          const Threads& threads) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    with_loss(Accumulator<X>{}, [&](const auto& loss) { backward_rows<X>(call, loss, threads); });
   });
 }
 

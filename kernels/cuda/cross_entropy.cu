@@ -6,28 +6,20 @@
 namespace fusedloss {
 namespace {
 
-template <class T>
-CrossEntropy<T> functor(const RowSoftmaxCall& call, const CrossEntropyOptions& options) {
-  return {options, call};
+auto functor(const RowSoftmaxCall& call, const CrossEntropyOptions& options) {
+  return [&](auto zero) { return CrossEntropy<decltype(zero)>(options, call); };
 }
 
 }  // namespace
 
 LabelReport launch_cross_entropy_fwd(const RowSoftmaxCall& call, const CrossEntropyOptions& options,
                                      cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::row_softmax_forward<X>(call, functor<Accumulator<X>>(call, options), stream);
-  });
-  return {};  // a bad label makes its row NaN; finding it here would wait for the device
+  return cuda::row_softmax_forward(call, functor(call, options), stream);
 }
 
 void launch_cross_entropy_bwd(const RowSoftmaxCall& call, const CrossEntropyOptions& options,
                               cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::row_softmax_backward<X>(call, functor<Accumulator<X>>(call, options), stream);
-  });
+  cuda::row_softmax_backward(call, functor(call, options), stream);
 }
 
 }  // namespace fusedloss

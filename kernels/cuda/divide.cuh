@@ -27,4 +27,17 @@ struct Divider {
   }
 };
 
+// Calls visit(d, index) with the place of the `element`-th element in each of `ndim` dimensions,
+// the innermost first; `by_size` divides by their sizes.
+template <class Visit>
+__device__ __forceinline__ void for_each_index(int ndim, const Divider* by_size, int64_t element,
+                                               const Visit& visit) {
+#pragma unroll 1
+  for (int d = ndim - 1; d >= 0; --d) {
+    int64_t index = element;
+    if (d > 0) element = by_size[d].divide(element, index);
+    visit(d, index);
+  }
+}
+
 }  // namespace fusedloss::cuda

@@ -234,10 +234,7 @@ struct Offsets {
 __device__ __forceinline__ Offsets locate(const PointwiseCall& call, const StridedPlan& plan,
                                           int64_t element) {
   Offsets at;
-#pragma unroll 1
-  for (int d = call.shape.ndim - 1; d >= 0; --d) {
-    int64_t index = element;
-    if (d > 0) element = plan.by_size[d].divide(element, index);
+  for_each_index(call.shape.ndim, plan.by_size, element, [&](int d, int64_t index) {
     at.logits += index * call.logits.strides[d];
     at.target += index * call.target.strides[d];
     at.side += index * call.side.strides[d];
@@ -246,7 +243,7 @@ __device__ __forceinline__ Offsets locate(const PointwiseCall& call, const Strid
     at.grad += index * call.grad.strides[d];
     at.loss += index * call.loss.strides[d];
     if (d == call.shape.class_dim) at.this_class = index;
-  }
+  });
   return at;
 }
 

@@ -38,17 +38,14 @@ struct RowOffsets {
 __device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, const RowPlan& plan,
                                                  int64_t row) {
   RowOffsets at;
-#pragma unroll 1
-  for (int d = call.shape.ndim - 1; d >= 0; --d) {
-    int64_t index = row;
-    if (d > 0) row = plan.by_size[d].divide(row, index);
+  for_each_index(call.shape.ndim, plan.by_size, row, [&](int d, int64_t index) {
     at.logits += index * call.logits.strides[d];
     at.target += index * call.target.strides[d];
     at.upstream += index * call.grad_output.strides[d];
     at.loss += index * call.loss.strides[d];
     at.saved += index * call.saved.strides[d];
     at.grad += index * call.grad.strides[d];
-  }
+  });
   return at;
 }
 

@@ -172,7 +172,7 @@ int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& l
 }
 
 template <class X, class Loss>
-void row_softmax_forward(RowSoftmaxCall call, const Loss& loss, cudaStream_t stream) {
+void forward_rows(RowSoftmaxCall call, const Loss& loss, cudaStream_t stream) {
   using T = typename Loss::value_type;
   const bool empty = call.shape.numel() == 0;
   int64_t blocks = 0, rows = 0;
@@ -187,11 +187,25 @@ void row_softmax_forward(RowSoftmaxCall call, const Loss& loss, cudaStream_t str
            blocks);
 }
 
-template <class X, class Loss>
-void row_softmax_backward(RowSoftmaxCall call, const Loss& loss, cudaStream_t stream) {
+// `make_loss(T)` gives the functor for accumulators of T's type.
+template <class MakeLoss>
+LabelReport row_softmax_forward(const RowSoftmaxCall& call, const MakeLoss& make_loss,
+                                cudaStream_t stream) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    forward_rows<X>(call, make_loss(Accumulator<X>{}), stream);
+  });
+  return {};  // a bad label makes its row NaN; finding it here would wait for the device
+}
+
+template <class MakeLoss>
+void row_softmax_backward(RowSoftmaxCall call, const MakeLoss& make_loss, cudaStream_t stream) {
   if (call.shape.numel() == 0) return;
   const RowPlan plan = take_classes_out(call);
-  walk_rows<Pass::kGrad, X>(call, plan, loss, stream);
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    walk_rows<Pass::kGrad, X>(call, plan, make_loss(Accumulator<X>{}), stream);
+  });
 }
 
 }  // namespace fusedloss::cuda

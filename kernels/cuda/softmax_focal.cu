@@ -6,29 +6,23 @@
 namespace fusedloss {
 namespace {
 
-template <class T>
-SoftmaxFocal<T, SwitchedPower<T>> functor(const RowSoftmaxCall& call,
-                                          const SoftmaxFocalOptions& options) {
-  return {options, call, SwitchedPower<T>(options.gamma)};
+auto functor(const RowSoftmaxCall& call, const SoftmaxFocalOptions& options) {
+  return [&](auto zero) {
+    using Power = SwitchedPower<decltype(zero)>;
+    return SoftmaxFocal<decltype(zero), Power>(options, call, Power(options.gamma));
+  };
 }
 
 }  // namespace
 
 LabelReport launch_softmax_focal_fwd(const RowSoftmaxCall& call, const SoftmaxFocalOptions& options,
                                      cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::row_softmax_forward<X>(call, functor<Accumulator<X>>(call, options), stream);
-  });
-  return {};  // a bad label makes its row NaN; finding it here would wait for the device
+  return cuda::row_softmax_forward(call, functor(call, options), stream);
 }
 
 void launch_softmax_focal_bwd(const RowSoftmaxCall& call, const SoftmaxFocalOptions& options,
                               cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::row_softmax_backward<X>(call, functor<Accumulator<X>>(call, options), stream);
-  });
+  cuda::row_softmax_backward(call, functor(call, options), stream);
 }
 
 }  // namespace fusedloss

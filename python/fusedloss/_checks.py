@@ -122,6 +122,27 @@ def reduction(function: str, value: object) -> str:
     return one_of(function, "reduction", value, ("none", "mean", "sum"))
 
 
+def focal_options(
+    function: str,
+    alpha: object,
+    gamma: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction_name: object,
+    alpha_range: tuple[float, float],
+) -> tuple[float | Tensor | None, float, int, float, str]:
+    """The options of a focal loss that need no input to be checked, in their right types."""
+    if isinstance(alpha, Tensor):
+        number_or_vector(function, "alpha", alpha)
+    elif alpha is not None:
+        low, high = alpha_range
+        alpha = number(function, "alpha", alpha, low=low, high=high, finite=low > -math.inf)
+    gamma = number(function, "gamma", gamma, low=0.0)
+    ignore_index = integer(function, "ignore_index", ignore_index)
+    label_smoothing = number(function, "label_smoothing", label_smoothing, low=0.0, high=1.0)
+    return alpha, gamma, ignore_index, label_smoothing, reduction(function, reduction_name)
+
+
 def flag(function: str, name: str, value: object) -> bool:
     """`value` as a bool, which no other type stands for."""
     if not isinstance(value, bool):
@@ -178,35 +199,22 @@ def elementwise_or_index_target(function: str, input: Tensor, target: object) ->
     )
 
 
-def first_bad_label(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
-    """The first label outside [-1, num_classes] that is not ignored. Synchronises with the device."""
-    target = target.long()
-    bad = ((target < -1) | (target > num_classes)) & (target != ignore_index)
-    found = target[bad]
-    return int(found[0]) if found.numel() else None
+def is_bad_label(
+    target: Tensor, num_classes: int, ignore_index: int, *, background: bool = False
+) -> Tensor:
+    """Which labels are neither classes nor ignored nor, where there is such a thing, background."""
+    low, high = (-1, num_classes) if background else (0, num_classes - 1)
+    return ((target < low) | (target > high)) & (target != ignore_index)
 
 
-def background_label_error(function: str, label: int, num_classes: int) -> IndexError:
-    """The error for a class index out of range where background has labels of its own."""
+def label_error(
+    function: str, label: int, num_classes: int, *, background: bool = False
+) -> IndexError:
+    """The error for such a label."""
+    others = f", {num_classes} or -1 for background, and" if background else " and"
     return IndexError(
-        f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
-        f"0 to {num_classes - 1}, {num_classes} or -1 for background, and ignore_index"
-    )
-
-
-def first_bad_class(target: Tensor, num_classes: int, ignore_index: int) -> int | None:
-    """The first label that is neither a class nor ignored. Synchronises with the device."""
-    target = target.long()
-    bad = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
-    found = target[bad]
-    return int(found[0]) if found.numel() else None
-
-
-def class_label_error(function: str, label: int, num_classes: int) -> IndexError:
-    """The error for a label that is neither a class nor ignored."""
-    return IndexError(
-        f"{function}: target holds label {label}, but input has {num_classes} classes; accepted are "
-        f"0 to {num_classes - 1} and ignore_index"
+        f"{function}: target holds label {label}, but input has {num_classes} classes; "
+        f"accepted are 0 to {num_classes - 1}{others} ignore_index"
     )
 
 
@@ -264,11 +272,18 @@ def class_weight(function: str, name: str, value: object, input: Tensor) -> Tens
     return weight
 
 
-def debug_labels(function: str, input: Tensor, target: Tensor | None, ignore_index: int) -> None:
+def debug_labels(
+    function: str,
+    target: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    *,
+    background: bool = False,
+) -> None:
     """Under ``debug``, the error for a bad label that a GPU would only show as NaN."""
-    if target is None or input.device.type == "cpu" or not _backend.debugging():
+    if target.device.type == "cpu" or not _backend.debugging():
         return
-    classes = input.size(class_dim(input))
-    label = first_bad_class(target, classes, ignore_index)
-    if label is not None:
-        raise class_label_error(function, label, classes)
+    target = target.long()
+    found = target[is_bad_label(target, num_classes, ignore_index, background=background)]
+    if found.numel():
+        raise label_error(function, int(found[0]), num_classes, background=background)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from . import _checks, functional
@@ -27,18 +29,52 @@ def _check_weight(function: str, weight: object) -> None:
         raise ValueError(f"{function}: weight has shape {shape}, accepted are (C,)")
 
 
-def _shown(value: object) -> str:
-    """A tensor option as ``repr`` shows it."""
-    return f"tensor[{value.numel()}]" if isinstance(value, Tensor) else str(value)
+class _LossModule(nn.Module):
+    """A loss whose options are attributes of their own names."""
+
+    _option_names: tuple[str, ...]
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._option_names}
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them: of a tensor its length."""
+        return ", ".join(
+            f"{name}=tensor[{value.numel()}]" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, value in self._options().items()
+        )
 
 
-class SigmoidFocalLoss(nn.Module):
+class _FocalLoss(_LossModule):
+    """What the focal losses have in common: their options."""
+
+    alpha: float | Tensor | None
+    _option_names = ("alpha", "gamma", "ignore_index", "label_smoothing", "reduction")
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None,
+        gamma: float,
+        ignore_index: int,
+        label_smoothing: float,
+        reduction: str,
+    ) -> None:
+        super().__init__()
+        if isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+
+
+class SigmoidFocalLoss(_FocalLoss):
     """Sigmoid focal loss; options and shapes as in :func:`fusedloss.sigmoid_focal_loss`.
 
     A tensor ``alpha`` becomes a buffer: it moves with ``.to()`` and is saved with the module.
     """
-
-    alpha: float | Tensor | None
 
     def __init__(
         self,
@@ -49,17 +85,9 @@ class SigmoidFocalLoss(nn.Module):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
         # Wrong options are refused here rather than at the first batch.
         check_sigmoid_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
-        if isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha)
-        else:
-            self.alpha = alpha
-        self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
+        super().__init__(alpha, gamma, ignore_index, label_smoothing, reduction)
 
     def forward(
         self,
@@ -71,32 +99,15 @@ class SigmoidFocalLoss(nn.Module):
     ) -> Tensor:
         """The loss of ``input`` (logits ``[..., C]``) for ``target``, dense or class indices."""
         return functional.sigmoid_focal_loss(
-            input,
-            target,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            weight=weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            normalizer=normalizer,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, as ``repr`` shows them."""
-        return (
-            f"alpha={_shown(self.alpha)}, gamma={self.gamma}, ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+            input, target, weight=weight, normalizer=normalizer, **self._options()
         )
 
 
-class SoftmaxFocalLoss(nn.Module):
+class SoftmaxFocalLoss(_FocalLoss):
     """Softmax focal loss; options and shapes as in :func:`fusedloss.softmax_focal_loss`.
 
     A tensor ``alpha`` becomes a buffer: it moves with ``.to()`` and is saved with the module.
     """
-
-    alpha: float | Tensor | None
 
     def __init__(
         self,
@@ -107,47 +118,35 @@ class SoftmaxFocalLoss(nn.Module):
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
+        # Wrong options are refused here rather than at the first batch.
         check_softmax_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
-        if isinstance(alpha, Tensor):
-            self.register_buffer("alpha", alpha)
-        else:
-            self.alpha = alpha
-        self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
+        super().__init__(alpha, gamma, ignore_index, label_smoothing, reduction)
 
     def forward(
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
     ) -> Tensor:
         """The loss of ``input`` (logits ``[N, C, ...]``) for class indices ``target``."""
         return functional.softmax_focal_loss(
-            input,
-            target,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            normalizer=normalizer,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, as ``repr`` shows them."""
-        return (
-            f"alpha={_shown(self.alpha)}, gamma={self.gamma}, ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+            input, target, normalizer=normalizer, **self._options()
         )
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(_LossModule):
     """Cross entropy; options and shapes as in :func:`fusedloss.cross_entropy`.
 
     A drop-in for :class:`torch.nn.CrossEntropyLoss`: ``weight`` is a buffer here too.
     """
 
     weight: Tensor | None
+    _option_names = (
+        "weight",
+        "ignore_index",
+        "reduction",
+        "label_smoothing",
+        "smoothing",
+        "z_loss",
+        "inplace_backward",
+    )
 
     def __init__(
         self,
@@ -175,26 +174,7 @@ class CrossEntropyLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` (logits ``[N, C, ...]``) for class indices or probabilities."""
-        return functional.cross_entropy(
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            smoothing=self.smoothing,
-            z_loss=self.z_loss,
-            inplace_backward=self.inplace_backward,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, as ``repr`` shows them."""
-        return (
-            f"weight={_shown(self.weight)}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, "
-            f"smoothing={self.smoothing!r}, z_loss={self.z_loss}, "
-            f"inplace_backward={self.inplace_backward}"
-        )
+        return functional.cross_entropy(input, target, **self._options())
 
 
 class LabelSmoothingCrossEntropyLoss(CrossEntropyLoss):
@@ -222,10 +202,11 @@ class LabelSmoothingCrossEntropyLoss(CrossEntropyLoss):
         )
 
 
-class NLLLoss(nn.Module):
+class NLLLoss(_LossModule):
     """Negative log-likelihood; options and shapes as in :func:`fusedloss.nll_loss`."""
 
     weight: Tensor | None
+    _option_names = ("weight", "ignore_index", "reduction")
 
     def __init__(
         self,
@@ -243,17 +224,4 @@ class NLLLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of ``input`` (log-probabilities ``[N, C, ...]``) for class indices ``target``."""
-        return functional.nll_loss(
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, as ``repr`` shows them."""
-        return (
-            f"weight={_shown(self.weight)}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}"
-        )
+        return functional.nll_loss(input, target, **self._options())

@@ -38,9 +38,9 @@ def _one_hot(
     """Class indices (C or -1: background) as 0/1 targets, valid rows, and out-of-range rows."""
     classes = input.size(-1)
     valid = target != ignore_index
-    bad = ((target < -1) | (target > classes)) & valid
+    bad = _checks.is_bad_label(target, classes, ignore_index, background=True)
     if not torch.compiler.is_compiling() and input.device.type == "cpu" and bool(bad.any()):
-        raise _checks.background_label_error(function, int(target[bad][0]), classes)
+        raise _checks.label_error(function, int(target[bad][0]), classes, background=True)
     hot = target.unsqueeze(-1) == torch.arange(classes, device=input.device)
     return hot, valid.unsqueeze(-1).expand_as(input), bad.unsqueeze(-1)
 
@@ -105,9 +105,9 @@ def _labels(
     """Labels that can index (0 where they could not), valid rows, and out-of-range rows."""
     target, classes = target.long(), input.size(class_dim(input))
     valid = target != ignore_index
-    bad = ((target < 0) | (target >= classes)) & valid
+    bad = _checks.is_bad_label(target, classes, ignore_index)
     if not torch.compiler.is_compiling() and input.device.type == "cpu" and bool(bad.any()):
-        raise _checks.class_label_error(function, int(target[bad][0]), classes)
+        raise _checks.label_error(function, int(target[bad][0]), classes)
     return torch.where(valid & ~bad, target, 0), valid, bad
 
 

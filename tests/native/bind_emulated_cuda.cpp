@@ -11,25 +11,11 @@ using namespace fusedloss;
 namespace {
 
 PointwiseCall make_call(const py::dict& given) {
-  PointwiseCall call{};
-  call.shape = make_shape(given["sizes"].cast<Sizes>(), given["class_dim"].cast<int>());
-  call.logits = view_of(given, "logits");
-  call.target = view_of(given, "target");
+  auto call = make_call_of<PointwiseCall>(given);
   call.side = view_of(given, "side");
   call.weight = view_of(given, "weight");
-  call.grad_output = view_of(given, "grad_output");
-  call.loss = view_of(given, "loss");
-  call.grad = view_of(given, "grad");
-  call.normalizer = address_of(given, "normalizer");
-  call.normalizer_value = given["normalizer_value"].cast<double>();
-  call.scale = address_of(given, "scale");
-  call.workspace = address_of(given, "workspace");
   call.side_value = given["side_value"].cast<double>();
-  call.ignore_index = given["ignore_index"].cast<int64_t>();
-  call.num_classes = given["num_classes"].cast<int64_t>();
   call.indexed = given["indexed"].cast<bool>();
-  call.prescale = given["prescale"].cast<bool>();
-  call.reduction = static_cast<Reduction>(given["reduction"].cast<int>());
   return call;
 }
 

@@ -10,30 +10,16 @@ using namespace fusedloss;
 namespace {
 
 RowSoftmaxCall make_row_call(const py::dict& given) {
-  RowSoftmaxCall call{};
-  call.shape = make_shape(given["sizes"].cast<Sizes>(), given["class_dim"].cast<int>());
-  call.logits = view_of(given, "logits");
-  call.target = view_of(given, "target");
-  call.grad_output = view_of(given, "grad_output");
-  call.loss = view_of(given, "loss");
-  call.grad = view_of(given, "grad");
+  auto call = make_call_of<RowSoftmaxCall>(given);
   call.saved = view_of(given, "saved");
   call.saved_stride = given["saved_stride"].cast<int64_t>();
   call.class_weight = address_of(given, "class_weight");
   call.weight_value = given["weight_value"].cast<double>();
-  call.normalizer = address_of(given, "normalizer");
-  call.normalizer_value = given["normalizer_value"].cast<double>();
-  call.scale = address_of(given, "scale");
-  call.workspace = address_of(given, "workspace");
-  call.ignore_index = given["ignore_index"].cast<int64_t>();
-  call.num_classes = given["num_classes"].cast<int64_t>();
   call.target_share = given["target_share"].cast<double>();
   call.uniform_share = given["uniform_share"].cast<double>();
   call.terms = static_cast<Terms>(given["terms"].cast<int>());
   call.weighted_mean = given["weighted_mean"].cast<bool>();
   call.nothing_is_zero = given["nothing_is_zero"].cast<bool>();
-  call.prescale = given["prescale"].cast<bool>();
-  call.reduction = static_cast<Reduction>(given["reduction"].cast<int>());
   return call;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../kernels/core/layout.h"
+#include "../../kernels/core/loss_call.h"
 
 namespace fusedloss {
 
@@ -40,6 +41,27 @@ inline Shape make_shape(const Sizes& sizes, int class_dim) {
   shape.class_dim = class_dim;
   for (size_t d = 0; d < sizes.size(); ++d) shape.sizes[d] = sizes[d];
   return shape;
+}
+
+// What the calls of both engines have.
+template <class Call>
+Call make_call_of(const pybind11::dict& given) {
+  Call call{};
+  call.shape = make_shape(given["sizes"].cast<Sizes>(), given["class_dim"].cast<int>());
+  call.logits = view_of(given, "logits");
+  call.target = view_of(given, "target");
+  call.grad_output = view_of(given, "grad_output");
+  call.loss = view_of(given, "loss");
+  call.grad = view_of(given, "grad");
+  call.normalizer = address_of(given, "normalizer");
+  call.normalizer_value = given["normalizer_value"].cast<double>();
+  call.scale = address_of(given, "scale");
+  call.workspace = address_of(given, "workspace");
+  call.ignore_index = given["ignore_index"].cast<int64_t>();
+  call.num_classes = given["num_classes"].cast<int64_t>();
+  call.prescale = given["prescale"].cast<bool>();
+  call.reduction = static_cast<Reduction>(given["reduction"].cast<int>());
+  return call;
 }
 
 }  // namespace fusedloss

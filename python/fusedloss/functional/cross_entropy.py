@@ -75,7 +75,8 @@ def cross_entropy(
         )
     )
     indexed = target.dim() != input.dim()
-    _checks.debug_labels(name, input, target if indexed else None, ignore_index)
+    if indexed:
+        _checks.debug_labels(name, target, input.size(_ops.class_dim(input)), ignore_index)
     if differentiates(target, weight) or not _backend.use_native(input):
         return reference.cross_entropy(
             input,
@@ -158,7 +159,7 @@ def nll_loss(
     if weight is not None:
         weight = _checks.class_weight(name, "weight", weight, input)
     ignore_index, reduction = check_nll_options(ignore_index, reduction)
-    _checks.debug_labels(name, input, target, ignore_index)
+    _checks.debug_labels(name, target, input.size(_ops.class_dim(input)), ignore_index)
     return reference.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
@@ -83,15 +85,15 @@ def check_sigmoid_focal_options(
     reduction: str,
 ) -> tuple[float | Tensor | None, float, int, float, str]:
     """The options that need no input to be checked, in their right types."""
-    name = "sigmoid_focal_loss"
-    if isinstance(alpha, Tensor):
-        _checks.number_or_vector(name, "alpha", alpha)
-    elif alpha is not None:
-        alpha = _checks.number(name, "alpha", alpha, high=1.0, finite=False)
-    gamma = _checks.number(name, "gamma", gamma, low=0.0)
-    ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)
-    return alpha, gamma, ignore_index, label_smoothing, _checks.reduction(name, reduction)
+    return _checks.focal_options(
+        "sigmoid_focal_loss",
+        alpha,
+        gamma,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        (-math.inf, 1.0),
+    )
 
 
 def _sigmoid_focal(
@@ -106,10 +108,10 @@ def _sigmoid_focal(
     reduction: str,
 ) -> Tensor:
     indexed = target.dim() != input.dim()
-    if _backend.debugging() and indexed and input.device.type != "cpu":
-        label = _checks.first_bad_label(target, input.size(-1), ignore_index)
-        if label is not None:
-            raise _checks.background_label_error("sigmoid_focal_loss", label, input.size(-1))
+    if indexed:
+        _checks.debug_labels(
+            "sigmoid_focal_loss", target, input.size(-1), ignore_index, background=True
+        )
     if isinstance(alpha, Tensor) and input.dim() == 0:
         alpha = alpha.reshape(())  # one number, like the input
     normalizer = _ops.as_divisor(normalizer, input)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
@@ -63,7 +65,7 @@ def softmax_focal_loss(
             alpha = alpha.expand(input.size(_ops.class_dim(input)))
         alpha = _checks.class_weight(name, "alpha", alpha, input)
     normalizer = _checks.normalizer(name, normalizer, input)
-    _checks.debug_labels(name, input, target, ignore_index)
+    _checks.debug_labels(name, target, input.size(_ops.class_dim(input)), ignore_index)
     normalizer = _ops.as_divisor(normalizer, input)
     if differentiates(target, alpha, normalizer) or not _backend.use_native(input):
         return reference.softmax_focal_loss(
@@ -107,12 +109,12 @@ def check_softmax_focal_options(
     reduction: str,
 ) -> tuple[float | Tensor | None, float, int, float, str]:
     """The options that need no input to be checked, in their right types."""
-    name = "softmax_focal_loss"
-    if isinstance(alpha, Tensor):
-        _checks.number_or_vector(name, "alpha", alpha)
-    elif alpha is not None:
-        alpha = _checks.number(name, "alpha", alpha, low=0.0)
-    gamma = _checks.number(name, "gamma", gamma, low=0.0)
-    ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)
-    return alpha, gamma, ignore_index, label_smoothing, _checks.reduction(name, reduction)
+    return _checks.focal_options(
+        "softmax_focal_loss",
+        alpha,
+        gamma,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        (0.0, math.inf),
+    )

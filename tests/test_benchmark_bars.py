@@ -1,0 +1,141 @@
+"""The bars of the benchmarks, and the facts about CUDA kernels that they judge."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from pathlib import Path
+
+import pytest
+from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
+from fusedloss.benchmarks import (
+    bars,
+    cases,
+    cuda_facts,
+)
+
+# --- bars -----------------------------------------------------------------------------------------
+
+
+def statuses(verdicts: list[bars.Verdict]) -> dict[str, str]:
+    return {verdict.bar: verdict.status for verdict in verdicts}
+
+
+def test_good_figures_pass_every_bar() -> None:
+    good = [
+        result(case.name, GOOD | ({"fusedloss": 4.9} if case.dtype_name == "bf16" else {}))
+        for case in cases.CASES
+    ]
+    found = bars.evaluate(good)
+    assert all(verdict.status in ("PASS", "INFO") for verdict in found), found
+    assert not bars.failed(found)
+
+
+def test_an_informative_bar_is_reported_and_never_fails() -> None:
+    slow = result("cityscapes-ce-bf16", GOOD | {"eager": 5.1})
+    found = {v.bar: v for v in bars.evaluate([slow, result("cityscapes-ce-fp32", GOOD)])}
+    verdict = found["cityscapes-ce-bf16: at least 2.5x faster than eager"]
+    assert (verdict.status, verdict.measured) == ("INFO", pytest.approx(1.02))
+    assert verdict.line().startswith("INFO")
+    assert not bars.failed(list(found.values()))
+    alone = [v for v in found.values() if v.status in ("INFO", "NOT RUN")]
+    assert bars.failed(alone)  # nothing was checked
+
+
+def test_every_large_case_has_every_kind_of_bar() -> None:
+    for case in cases.CASES:
+        if case.series != "large":
+            continue
+        kinds = {
+            (bar.measure, bar.against) for bar in bars.BARS if fnmatch.fnmatch(case.name, bar.cases)
+        }
+        assert {m for m, _ in kinds} & {"peak_over_logits", "peak_beyond_gradient"}, case.name
+        assert ("in_units_of", "clone") in kinds, case.name
+        if case.dtype_name == "bf16":
+            assert ("time_over_case", "bf16>fp32") in kinds, case.name
+        else:
+            assert {("times_faster_than", c) for c in ("eager", "compile")} <= kinds, case.name
+
+
+def test_memory_beyond_the_gradient_is_per_row() -> None:
+    found = result("imagenet-ce-8192x1000-fp32", GOOD, peak=140)  # of 5 rows, 100 bytes of logits
+    assert found.peak_beyond_gradient("fusedloss") == 8.0
+    assert found.peak_beyond_gradient("fusedloss", let_go=30) == 2.0
+    assert found.peak_beyond_gradient("fusedloss", let_go=50) == 0.0
+    assert found.peak_beyond_gradient("nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("case", "times", "peak", "failing"),
+    [
+        ("retinanet-index-fp32", {"eager": 49.0}, 100, "10x faster than eager"),
+        ("retinanet-index-fp32", {"compile": 19.0}, 100, "4x faster than compile"),
+        ("retinanet-index-fp32", {"clone": 1.2}, 100, "4 clone"),
+        ("retinanet-index-fp32", {}, 106, "peak above the inputs"),
+        ("imagenet-ce-smooth-8192x1000-fp32", {"eager": 14.9}, 100, "3x faster than eager"),
+        ("imagenet-ce-smooth-8192x1000-fp32", {"compile": 7.4}, 100, "1.5x faster than compile"),
+        ("imagenet-ce-8192x1000-fp32", {"eager": 12.4}, 100, "2.5x faster than eager"),
+        ("cityscapes-ce-fp32", {"compile": 6.9}, 100, "1.4x faster than compile"),
+        ("cityscapes-softmax-focal-fp32", {"smp": 49.0}, 100, "10x faster than smp"),
+        ("cityscapes-softmax-focal-fp32", {"compile": 9.9}, 100, "2x faster than compile"),
+        ("cityscapes-ce-fp32", {}, 100 + 4096 + 41, "at most 8 bytes a row"),
+        ("imagenet-ce-8192x1000-bf16", {"clone": 0.6}, 100, "8 clone"),
+        ("retinanet-dense-bf16", {"fusedloss": 5.1}, 100, "the time of retinanet-dense-fp32"),
+        ("retinanet-dense-bf16", {"clone": 0.6}, 100, "8 clone"),
+        ("small-focal-dense-256x80", {"eager": 4.9}, 100, "1x faster than eager"),
+    ],
+)
+def test_a_figure_beyond_its_bar_fails_that_bar_alone(
+    case: str, times: dict[str, float], peak: int, failing: str
+) -> None:
+    others = [result(name, GOOD) for name in ("retinanet-dense-fp32", "imagenet-ce-8192x1000-fp32")]
+    others = [other for other in others if other.case != case]
+    found = bars.evaluate([*others, result(case, GOOD | times, peak)])
+    failures = [verdict for verdict in found if verdict.status == "FAIL"]
+    assert len(failures) == 1, found
+    assert case in failures[0].bar
+    assert failing in failures[0].bar
+    assert bars.failed(found)
+
+
+def test_a_bar_without_figures_is_not_run_and_a_run_without_bars_fails() -> None:
+    found = bars.evaluate([result("retinanet-index-fp32", {"fusedloss": 1.0, "eager": 100.0})])
+    words = statuses(found)
+    assert words["retinanet-index-fp32: at least 4x faster than compile"] == "NOT RUN"
+    assert words["retinanet-index-fp32: at least 10x faster than eager"] == "PASS"
+    assert not bars.failed(found)
+    assert bars.failed(bars.evaluate([]))
+
+
+def test_a_time_taken_under_load_is_marked_and_a_size_is_not() -> None:
+    busy = result("retinanet-index-fp32", GOOD)
+    busy.foreign_cores = 1.0
+    for verdict in bars.evaluate([busy]):
+        if verdict.measured is not None:
+            assert ("UNSAFE" in verdict.line()) == ("peak" not in verdict.bar)
+
+
+def test_a_figure_that_is_not_a_number_fails() -> None:
+    found = bars.evaluate([result("small-x", {"eager": float("nan"), "fusedloss": 1.0})])
+    assert bars.failed(found)
+
+
+# --- CUDA figures ---------------------------------------------------------------------------------
+
+
+def test_cuda_facts_are_tabulated_judged_and_never_timed(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(FACTS))
+    rows, source = cuda_facts.load(path)
+    assert source == str(path)
+    for _, table in cuda_facts.tables(rows):
+        assert [row[-1] for row in table] == ["time", cuda_facts.NOT_TIMED]
+    failures = [verdict.bar for verdict in cuda_facts.evaluate(rows) if verdict.status == "FAIL"]
+    assert failures == ["CUDA spill_bytes at most 0 in all of 1, worst in focal<float> sm_90"]
+
+
+def test_cuda_facts_of_a_wrong_form_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text('{"kernel": 1}')
+    with pytest.raises(ValueError, match="list of objects"):
+        cuda_facts.load(path)

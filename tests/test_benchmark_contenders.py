@@ -1,0 +1,210 @@
+"""Each contender of the benchmarks is checked before it is timed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
+from fusedloss.benchmarks import (
+    baselines,
+    cases,
+    measure,
+    report,
+    run,
+    timing,
+)
+from fusedloss.benchmarks import baselines_cross_entropy as cross_entropy
+from fusedloss.benchmarks import baselines_sigmoid_focal as sigmoid_focal
+from fusedloss.benchmarks import baselines_softmax_focal as softmax_focal
+from fusedloss.benchmarks.workload import Case, OtherFunction
+
+
+def small(case: Case) -> Case:
+    """The case with few rows and its own number of classes."""
+    shapes = {2: (16, case.shape[-1]), 3: (2, 30, case.shape[-1]), 4: (1, case.shape[1], 64, 48)}
+    return dataclasses.replace(case, shape=shapes[len(case.shape)], gpu_shape=None)
+
+
+# The series of one loss differ in their rows only.
+@pytest.mark.parametrize(
+    "case", [case for case in cases.CASES if case.series != "scaling"], ids=lambda case: case.name
+)
+def test_every_contender_of_every_case_is_right(case: Case) -> None:
+    ready = measure.prepare(small(case), CPU, measure.Options(compile=False), quiet)
+    assert {"eager", "fusedloss"} <= set(ready.contenders)
+
+
+def test_the_references_do_not_depend_on_their_slices() -> None:
+    case = tiny_case()
+    made = case.setup(case, CPU)
+    labels, normalizer = made.args
+    whole = sigmoid_focal.reference(made.logits, labels, normalizer)
+    sliced = sigmoid_focal.reference(made.logits, labels, normalizer, rows_at_once=7)
+    torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=0)
+
+
+def softmax_inputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in float64, of which the first rows are far apart, and labels, of which some are ignored."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(*shape, dtype=torch.float64, generator=generator)
+    logits[:, 0].flatten()[:2] = 700.0
+    labels = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels.flatten()[::5] = softmax_focal.IGNORE
+    return logits.requires_grad_(), labels
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 16_384])
+@pytest.mark.parametrize("shape", [(13, 6), (3, 4, 5, 2)], ids=["rows", "pixels"])
+@pytest.mark.parametrize(
+    ("make", "form"),
+    [
+        (
+            lambda rows: cross_entropy.reference(0.1, softmax_focal.IGNORE, rows),
+            cross_entropy.eager(0.1, softmax_focal.IGNORE),
+        ),
+        (
+            lambda rows: functools.partial(softmax_focal.reference, rows_at_once=rows),
+            softmax_focal.eager,
+        ),
+    ],
+    ids=["cross entropy", "softmax focal"],
+)
+def test_the_softmax_references_are_those_of_torch_in_float64(
+    make: Callable[[int], baselines.Reference],
+    form: baselines.LossFn,
+    shape: tuple[int, ...],
+    rows_at_once: int,
+) -> None:
+    logits, labels = softmax_inputs(*shape)
+    expected = form(logits, labels)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    value, gradient = make(rows_at_once)(logits, labels)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_references_of_worked_rows() -> None:
+    # p = 1/2 over two classes: CE = ln 2, with smoothing the same; focal (1/2)^2 ln 2; one class
+    # against the rest: two sigmoids at x = 0 give (1/2)^2 ln 2 each. The other row is ignored.
+    logits = torch.zeros(2, 2, dtype=torch.float64)
+    labels = torch.tensor([1, softmax_focal.IGNORE])
+    value, gradient = cross_entropy.reference(0.1, softmax_focal.IGNORE)(logits, labels)
+    assert value.item() == pytest.approx(math.log(2))
+    assert gradient.flatten().tolist() == pytest.approx([0.45, -0.45, 0, 0])
+    assert softmax_focal.reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
+    assert softmax_focal.smp_reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
+
+
+def test_segmentation_labels_lie_in_patches_and_are_ignored_now_and_then() -> None:
+    shape = (2, 19, 512, 1024)
+    case = next(case for case in cases.CASES if case.name == "cityscapes-ce-fp32")
+    assert case.shape == shape
+    assert case.rows == 2 * 512 * 1024
+    case = dataclasses.replace(case, shape=(2, 19, 256, 512))
+    (labels,) = case.setup(case, CPU).args
+    assert labels.dtype == torch.int64
+    ignored = labels == softmax_focal.IGNORE
+    assert 0.03 < ignored.double().mean() < 0.07
+    assert set(labels[~ignored].unique().tolist()) == set(range(19))
+    same_as_the_next = (labels[..., 1:] == labels[..., :-1]).double().mean()
+    assert same_as_the_next > 0.9
+
+
+def half_eager(logits: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    """Another function than focal loss: half of it."""
+    return sigmoid_focal.index_eager(logits, *args) / 2
+
+
+def with_other_function(right: bool) -> Case:
+    """A case one contender of which computes half, declared with the right or a wrong reference."""
+
+    def reference(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value, gradient = sigmoid_focal.reference(*args)  # type: ignore[arg-type]
+        return value / 2, gradient / (2 if right else 3)
+
+    return dataclasses.replace(
+        tiny_case(),
+        contenders=lambda: {"eager": sigmoid_focal.index_eager, "half": half_eager},
+        other_functions={"half": OtherFunction(reference, "half of it")},
+    )
+
+
+def test_a_contender_of_another_function_is_checked_and_marked(tmp_path: Path) -> None:
+    options = measure.Options(7, compile=False, forward=False, memory=False)
+    ready = measure.prepare(with_other_function(right=True), CPU, options, quiet)
+    found = measure.measure(ready, CPU, options, quiet)
+    lines = report.case_table(found).splitlines()
+    assert any(line.strip().startswith("half *") for line in lines)
+    assert not any("eager *" in line for line in lines)
+    assert lines[-1].endswith("another function than the case's: half of it")
+    written = report.Report({}, {}, cases=[found])
+    report.write_csv(written, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        functions = {row["contender"]: row["other_function"] for row in csv.DictReader(file)}
+    assert functions == {"eager": "", "half": "half of it", "clone": ""}
+
+    with pytest.raises(timing.WrongResultError, match="half is wrong"):
+        measure.prepare(with_other_function(right=False), CPU, options, quiet)
+    undeclared = dataclasses.replace(with_other_function(right=True), other_functions={})
+    with pytest.raises(timing.WrongResultError, match="half is wrong"):
+        measure.prepare(undeclared, CPU, options, quiet)
+
+
+class _WrongGradient(torch.autograd.Function):
+    """The right value with a gradient that is 2 % off."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0] * 1.02
+
+
+WRONG: dict[str, Callable[..., torch.Tensor]] = {
+    "value": lambda *args: sigmoid_focal.index_eager(*args) + 0.01,
+    "gradient": lambda *args: _WrongGradient.apply(sigmoid_focal.index_eager(*args)),
+    "nan": lambda *args: sigmoid_focal.index_eager(*args) * float("nan"),
+    "without gradient": lambda x, *args: (
+        sigmoid_focal.index_eager(x, *args)
+        if x.requires_grad and torch.is_grad_enabled()
+        else x.sum()
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("value", "value is off"),
+        ("gradient", r"gradient \(relative L2\) is off"),
+        ("nan", "value is off by nan"),
+        ("without gradient", "value without gradient is off"),
+    ],
+)
+def test_a_wrong_contender_is_refused(name: str, reason: str) -> None:
+    case = tiny_case()
+    inputs = case.setup(case, CPU)
+    reference = case.reference(inputs.logits, *inputs.args)
+    with pytest.raises(timing.WrongResultError, match=f"mine is wrong and is not timed: {reason}"):
+        timing.check("mine", WRONG[name], inputs, reference)
+
+
+def test_a_wrong_contender_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sigmoid_focal, "dense_eager", lambda x, *_: x.sum())
+    monkeypatch.setattr(cases, "select", lambda **_: [tiny_case()])
+    argv = ["--quick", "--no-compile", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert run.main(argv) == 1
+    assert "tiny: eager is wrong and is not timed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
