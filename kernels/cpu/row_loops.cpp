@@ -121,9 +121,9 @@ FUSEDLOSS_CPU_LEVELS void GradientLoops<X, kTerms>::pixels(
 }
 
 template <class X, Terms kTerms>
-FUSEDLOSS_CPU_LEVELS void GradientLoops<X, kTerms>::row(const T* __restrict exps, int64_t classes,
+FUSEDLOSS_CPU_LEVELS void GradientLoops<X, kTerms>::row(const T* exps, int64_t classes,
                                                         const T* __restrict units, T softmax,
-                                                        T terms, X* __restrict grad) {
+                                                        T terms, X* grad) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < classes; ++j) {
     T g = softmax * exps[j];

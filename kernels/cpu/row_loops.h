@@ -69,6 +69,7 @@ struct GradientLoops {
   static void pixels(const T* exps, int64_t exps_step, int64_t classes, int64_t rows,
                      const Label<T>* label, const T* units, int64_t units_step, const T* softmax,
                      const T* terms, const T* target, X* grad, int64_t grad_step);
+  // The gradient of a row. `grad` may be the exponentials.
   static void row(const T* exps, int64_t classes, const T* units, T softmax, T terms, X* grad);
 };
 

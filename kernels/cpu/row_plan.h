@@ -5,6 +5,7 @@
 #include "../core/row_softmax.h"
 #include "row_epilogue.h"
 #include "stage.h"
+#include "stream.h"
 
 namespace fusedloss::cpu {
 
@@ -20,7 +21,8 @@ struct RowPlan {
   Shape rows;
   ClassView logits, target, grad;
   int64_t num_rows, block_rows, task_rows;
-  bool along_rows;  // PixelWalk
+  bool along_rows;
+  bool streams;  // rows of the gradient go past the cache
 };
 
 constexpr int64_t kBlockNumbers = 12 * 1024;  // exponentials of a block: 48 KiB of floats
@@ -62,6 +64,10 @@ inline RowPlan plan_rows(RowSoftmaxCall call) {
   const int last = plan.rows.ndim - 1;
   const bool together = plan.logits.rows.strides[last] == 1 && plan.rows.sizes[last] >= kShortRun;
   plan.along_rows = classes < kFewClasses || (together && classes <= kManyClasses);
+  // Of half types the extra copy costs what it saves; pixels move in stretches too short for it.
+  const int64_t grad_bytes = shape.numel() * size_of(call.grad.dtype);
+  plan.streams = call.grad.data != nullptr && !plan.along_rows && plan.grad.class_stride == 1 &&
+                 size_of(call.grad.dtype) >= 4 && grad_bytes >= kStreamedBytes;
   const int64_t fitting = kBlockNumbers / classes;
   plan.block_rows = fitting < 1                         ? 1
                     : fitting < RowArrays<float>::kRows ? fitting

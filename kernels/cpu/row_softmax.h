@@ -103,6 +103,7 @@ void for_each_row_task(const RowPlan& plan, const Threads& threads, const Body& 
       const int64_t end = begin + plan.task_rows;
       body(task, begin, end < plan.num_rows ? end : plan.num_rows, *tools);
     }
+    if (plan.streams) finish_stream();
   });
 }
 

@@ -180,9 +180,9 @@ class BlockWalk {
       const T* u = kTerms == Terms::kProbabilities ? units + i * classes_ : units;
       double others = 0.0, terms = 0.0, sum_u = 0.0;
       const char* next = next_block(begin + i + 1).logits;
-      const bool with_grad = plan_.grad.rows.data != nullptr;
+      const bool fetch_grad = plan_.grad.rows.data != nullptr && !plan_.streams;
       const char* grad =
-          with_grad ? reinterpret_cast<const char*>(in_place(plan_.grad, begin + i, 1)) : nullptr;
+          fetch_grad ? reinterpret_cast<const char*>(in_place(plan_.grad, begin + i, 1)) : nullptr;
       for (int64_t at = 0; at < classes_; at += kChunk) {
         const int64_t length = classes_ - at < kChunk ? classes_ - at : kChunk;
         if (next != nullptr) prefetch(next + at * kSize, length * kSize);
@@ -223,16 +223,19 @@ class BlockWalk {
     for (int64_t i = 0; i < count; ++i) {
       X* memory = static_cast<X*>(plan_.grad.rows.data) +
                   offset_of_row(plan_.rows, plan_.grad.rows, begin + i);
-      X* out = contiguous ? memory : grads_.get();
+      T* exps = exps_.get() + i * classes_;
+      // The exponentials' place takes the gradient before it is streamed.
+      X* in_stead = plan_.streams ? reinterpret_cast<X*>(exps) : grads_.get();
+      X* out = contiguous && !plan_.streams ? memory : in_stead;
       const T* u = kTerms == Terms::kProbabilities ? units + i * classes_ : units;
       const int64_t label = rows.label[i];
       if (plan_.call.indexed() && label < 0) {
         std::fill_n(out, classes_, X{});
       } else {
-        GradientLoops<X, kTerms>::row(exps_.get() + i * classes_, classes_, u, rows.softmax[i],
-                                      rows.slope[i], out);
+        GradientLoops<X, kTerms>::row(exps, classes_, u, rows.softmax[i], rows.slope[i], out);
         if (plan_.call.indexed()) out[label] = from<X>(rows.target[i]);
       }
+      if (plan_.streams) stream_out(out, memory, classes_ * kSize);
       if (!contiguous) convert_out(out, classes_, memory, plan_.grad.class_stride);
     }
   }

@@ -151,10 +151,11 @@ void check(Rows<X>& rows, const RowSoftmaxCall& call, double smoothing, double g
 template <class X>
 void test_values() {
   // One class; rows shorter and longer than a vector; a row in several chunks; few and many classes
-  // along pixels; runs of pixels shorter than a vector, that end inside a block, in several tasks.
-  const int64_t shapes[][3] = {{1, 1, 1},    {5, 3, 1},    {37, 19, 1},  {9, 100, 1},
-                               {2, 5000, 1}, {3, 2, 3},    {2, 40, 9},   {2, 40, 33},
-                               {2, 19, 700}, {3, 300, 50}, {2, 3, 30000}};
+  // along pixels; runs of pixels shorter than a vector, that end inside a block, in several tasks;
+  // rows long enough for their gradient to be streamed, the second of them not aligned.
+  const int64_t shapes[][3] = {{1, 1, 1},    {5, 3, 1},       {37, 19, 1},  {9, 100, 1},
+                               {2, 5000, 1}, {2, 1050001, 1}, {3, 2, 3},    {2, 40, 9},
+                               {2, 40, 33},  {2, 19, 700},    {3, 300, 50}, {2, 3, 30000}};
   for (const auto& [outer, classes, inner] : shapes)
     for (const int64_t gap : {0, 3}) {
       Rows<X> rows(outer, classes, inner, gap);
