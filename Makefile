@@ -74,6 +74,7 @@ demo: build
 bench: build cmake
 	-$(PIP) "$(TORCH)" torchvision
 	-$(PIP) "$(TORCH)" torchvision timm segmentation-models-pytorch
+	-$(PIP) "$(TORCH)" pytorch-metric-learning
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
 

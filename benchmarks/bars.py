@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .machine import BUSY_CORES
-from .results import CaseResult
+from .results import CLONE, PRODUCTS, CaseResult
 
 Measure = Literal[
-    "times_faster_than", "in_units_of", "peak_over_logits", "peak_beyond_gradient", "time_over_case"
+    "times_faster_than",
+    "in_units_of",
+    "peak_over_logits",
+    "peak_beyond_gradient",
+    "workspace_over_logits",
+    "time_over_case",
 ]
 Status = Literal["PASS", "FAIL", "INFO", "NOT RUN"]
 
-SIZES: tuple[Measure, ...] = ("peak_over_logits", "peak_beyond_gradient")
+SIZES: tuple[Measure, ...] = ("peak_over_logits", "peak_beyond_gradient", "workspace_over_logits")
 """Measures that the load of the machine does not touch."""
+
+UNITS = {CLONE: "clone()s of the logits", PRODUCTS: "times its matrix products alone"}
 
 SUBJECT = "fusedloss"
 
@@ -29,10 +36,12 @@ class Bar:
     """One bar for every case whose name matches the glob `cases`, on the CPU with warm malloc.
 
     - `times_faster_than`: time of contender `against` over fusedloss's, at least `limit`
-    - `in_units_of`: fusedloss's time over that of contender `against`, at most `limit`
+    - `in_units_of`: fusedloss's time over that of yardstick `against`, at most `limit`
     - `peak_over_logits`: peak bytes above the inputs over the logits' bytes, at most `limit`
     - `peak_beyond_gradient`: peak bytes above the inputs and the gradient, per row or pixel, at
       most `limit`; totals and counts of a few kilobytes are let go
+    - `workspace_over_logits`: peak bytes above the inputs and the gradients over the logits' bytes,
+      at most `limit`
     - `time_over_case`: fusedloss's time over its time in another case, at most `limit`;
       that case's name is this one's after `against` = "old>new" is replaced
 
@@ -50,11 +59,13 @@ class Bar:
         if self.measure == "times_faster_than":
             return f"{case}: at least {self.limit:g}x faster than {self.against}"
         if self.measure == "in_units_of":
-            return f"{case}: at most {self.limit:g} {self.against}()s of the logits"
+            return f"{case}: at most {self.limit:g} {UNITS[self.against]}"
         if self.measure == "peak_over_logits":
             return f"{case}: peak above the inputs at most {self.limit:g}x the logits"
         if self.measure == "peak_beyond_gradient":
             return f"{case}: peak above inputs and gradient at most {self.limit:g} bytes a row"
+        if self.measure == "workspace_over_logits":
+            return f"{case}: peak above inputs and gradients at most {self.limit:g}x the logits"
         return f"{case}: at most {self.limit:g}x the time of {other_case(case, self.against)}"
 
 
@@ -110,6 +121,17 @@ BARS: tuple[Bar, ...] = (
         Bar(cases, "peak_beyond_gradient", 8.0),
     )),
 
+    *_faster("faces-*", eager=10.0, compiled=5.0),
+    *(Bar("faces-*-fp32", "times_faster_than", 3.0, form) for form in ("insightface", "pml")),
+    Bar("faces-*-bf16", "time_over_case", 1.0, "bf16>fp32"),
+    Bar("faces-*-fp32", "in_units_of", 4.0, "clone"),
+    Bar("faces-*-bf16", "in_units_of", 8.0, "clone"),
+    Bar("faces-*", "peak_over_logits", 1.05),
+
+    *(Bar("linear-*", "times_faster_than", 1.0, against) for against in ("eager", "compile")),
+    Bar("linear-*", "in_units_of", 1.3, "products"),
+    Bar("linear-*", "workspace_over_logits", 0.3),  # 15 % of the logits and their gradient
+
     Bar("small-*", "times_faster_than", 1.0, "eager"),
 )
 # fmt: on
@@ -139,7 +161,11 @@ def _figure(bar: Bar, result: CaseResult, others: dict[str, CaseResult]) -> floa
     if bar.measure == "peak_over_logits":
         return result.peak_over_logits(SUBJECT)
     if bar.measure == "peak_beyond_gradient":
-        return result.peak_beyond_gradient(SUBJECT, TOTALS_BYTES)
+        beyond = result.beyond_gradient(SUBJECT, TOTALS_BYTES)
+        return None if beyond is None or not result.rows else beyond / result.rows
+    if bar.measure == "workspace_over_logits":
+        beyond = result.beyond_gradient(SUBJECT)
+        return None if beyond is None or not result.logits_bytes else beyond / result.logits_bytes
     other = others.get(other_case(result.case, bar.against))
     mine = result.train_ms(SUBJECT)
     theirs = None if other is None else other.train_ms(SUBJECT)

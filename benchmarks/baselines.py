@@ -1,8 +1,8 @@
 """What the baselines of every family share; their forms are in `baselines_<family>.py`.
 
 A form is the loss as people write it without fusedloss, or the fused call that replaces it. It
-takes the logits first and the arguments of its case after them, and returns a 0-d loss. A contender
-that cannot be imported is left out, and `unavailable()` says why.
+takes the logits (or features) first and the arguments of its case after them, and returns a 0-d
+loss. A contender that cannot be imported is left out, and `unavailable()` says why.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 LossFn = Callable[..., Tensor]
-Reference = Callable[..., tuple[Tensor, Tensor]]
-"""Value (0-d) and gradient (as the logits) in float64, from the arguments of a form."""
+Reference = Callable[..., tuple[Tensor, ...]]
+"""Value (0-d) in float64, then a gradient for each argument of a form that requires one."""
 
 _missing: dict[str, str] = {}
 

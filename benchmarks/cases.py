@@ -1,8 +1,9 @@
 """The workloads: one row of `CASES` each.
 
 A row says what the inputs are, who contends, and what is right; the harness adds `torch.compile`
-of the eager form and the yardstick `logits.clone()` by itself. A new loss adds rows here, its forms
-in a `baselines_<family>.py`, its inputs in inputs.py where none of them fits, and its bars in bars.py.
+of the eager form and, where a row names no other, the yardstick `logits.clone()`. A new loss adds
+rows here, its forms in a `baselines_<family>.py`, its inputs in inputs.py where none of them fits,
+and its bars in bars.py.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from collections.abc import Sequence
 import torch
 
 from . import baselines_cross_entropy as cross_entropy
+from . import baselines_linear as linear
+from . import baselines_margin_softmax as margin_softmax
 from . import baselines_sigmoid_focal as sigmoid_focal
 from . import baselines_softmax_focal as softmax_focal
 from . import inputs
+from .results import PRODUCTS
 from .workload import Case, OtherFunction, Series
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -97,11 +101,57 @@ def _softmax_focal(
     )
 
 
+def _arcface(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = FP32,
+    series: Series = "large",
+    gpu_shape: tuple[int, ...] | None = None,
+    quick: bool = False,
+) -> Case:
+    insightface = OtherFunction(
+        margin_softmax.reference(straight_through=True), margin_softmax.INSIGHTFACE_COMPUTES
+    )
+    return Case(
+        name,
+        f"ArcFace on cosines, margin {margin_softmax.MARGIN:g}",
+        shape,
+        dtype,
+        setup=inputs.cosines,
+        contenders=margin_softmax.contenders,
+        reference=margin_softmax.reference(),
+        series=series,
+        gpu_shape=gpu_shape,
+        quick=quick,
+        other_functions={margin_softmax.INSIGHTFACE: insightface},
+    )
+
+
+def _linear_arcface(
+    name: str, shape: tuple[int, ...], *, gpu_shape: tuple[int, ...] | None = None
+) -> Case:
+    return Case(
+        name,
+        f"{inputs.EMBEDDING} features, linear layer and ArcFace, margin {margin_softmax.MARGIN:g}",
+        shape,
+        FP32,
+        setup=inputs.features,
+        contenders=linear.contenders,
+        reference=linear.reference,
+        gpu_shape=gpu_shape,
+        yardsticks={PRODUCTS: linear.products},
+    )
+
+
 RETINANET = (2, 76_725, 80)
 RETINANET_GPU = (16, 201_600, 80)
 IMAGENET, IMAGENET_21K = (8_192, 1_000), (1_024, 21_841)
 CITYSCAPES = (2, 19, 512, 1_024)
 CITYSCAPES_GPU = (8, 19, 1_024, 2_048)
+FACES, FACES_ODD = (256, 100_000), (128, 93_431)
+FACES_GPU = (4_096, 1_000_000)
+LINEAR, LINEAR_GPU = (512, 100_000), (4_096, 1_000_000)
 
 _smooth = functools.partial(_cross_entropy, smoothing=SMOOTHING)
 _street = functools.partial(
@@ -125,16 +175,25 @@ CASES: tuple[Case, ...] = (
     _street("cityscapes-ce-bf16", dtype=BF16),
     _street_focal("cityscapes-softmax-focal-fp32"),
     _street_focal("cityscapes-softmax-focal-bf16", dtype=BF16),
+    _arcface("faces-256x100000-fp32", FACES, gpu_shape=FACES_GPU, quick=True),
+    _arcface("faces-256x100000-bf16", FACES, gpu_shape=FACES_GPU, dtype=BF16),
+    _arcface("faces-128x93431-fp32", FACES_ODD),
+    _arcface("faces-128x93431-bf16", FACES_ODD, dtype=BF16),
+    _linear_arcface("linear-arcface-512x512x100000-fp32", LINEAR, gpu_shape=LINEAR_GPU),
     _focal("small-focal-index-256x80", (256, 80), index=True, series="small", quick=True),
     _focal("small-focal-dense-256x80", (256, 80), index=False, series="small"),
     _focal("small-focal-index-8x4", (8, 4), index=True, series="small"),
     _smooth("small-ce-smooth-256x100", (256, 100), series="small"),
     _smooth("small-ce-smooth-8x10", (8, 10), series="small"),
     _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),
+    _arcface("small-arcface-256x100", (256, 100), series="small"),
+    _arcface("small-arcface-8x100", (8, 100), series="small"),
     *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling")
       for rows in (16, 256, 4_096, 32_768, 262_144)),
     *(_smooth(f"scaling-ce-smooth-{rows}x1000", (rows, 1_000), series="scaling")
       for rows in (16, 256, 2_048, 16_384, 65_536)),
+    *(_arcface(f"scaling-arcface-{rows}x10000", (rows, 10_000), series="scaling")
+      for rows in (1, 8, 64, 512, 4_096)),
 )
 # fmt: on
 

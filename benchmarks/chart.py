@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .machine import BUSY_CORES
 from .report import Report
-from .results import CaseResult
+from .results import CLONE, YARDSTICKS, CaseResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,11 @@ COLOURS = {
     "torchvision": "#6a8fc1",
     "timm": "#9b6fb0",
     "smp": "#c76a7c",
+    "insightface": "#a8a13a",
+    "pml": "#7b6d5d",
+    "unchunked": "#7cb89a",
     "fusedloss": "#1b7f4d",
-    "clone": "#333333",
+    **dict.fromkeys(YARDSTICKS, "#333333"),
 }
 OTHER_COLOUR = "#4fa3a5"
 
@@ -97,7 +100,7 @@ def _scaling(axes: Axes, cases: Sequence[CaseResult]) -> None:
         points = [
             (case.elements, time) for case in ordered if (time := case.train_ms(name)) is not None
         ]
-        style = "--" if name == "clone" else "-"
+        style = "--" if name in YARDSTICKS else "-"
         x, y = [point[0] for point in points], [point[1] for point in points]
         axes.plot(x, y, style, marker="o", markersize=4, color=_colour(name), label=name)
     axes.set_xscale("log")
@@ -113,6 +116,7 @@ def _scaling(axes: Axes, cases: Sequence[CaseResult]) -> None:
 def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], None]]]:
     """Panels that have something to show, each with the number of its rows."""
     large = [case for case in cases if case.series == "large"] or list(cases)
+    cloned = [case for case in large if CLONE in case.contenders]
     compared = [case for case in cases if case.series != "scaling"] or list(cases)
     scaling: dict[str, list[CaseResult]] = {}
     for case in cases:
@@ -124,15 +128,15 @@ def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], Non
             axes, compared, lambda case, name: case.ratio("eager", name),
             title="Speed-up over eager, forward + backward",
             line="times faster than eager (right of the dashed line is faster)",
-            leave_out=("clone", "eager"),
+            leave_out=(*YARDSTICKS, "eager"),
         )  # fmt: skip
 
     def clones(axes: Axes) -> None:
         _bars(
-            axes, large, lambda case, name: case.ratio(name, "clone"),
+            axes, cloned, lambda case, name: case.ratio(name, CLONE),
             title="Time in clones of the logits",
             line="time over logits.clone() (less is better)",
-            leave_out=("clone",),
+            leave_out=YARDSTICKS,
         )  # fmt: skip
 
     def memory(axes: Axes) -> None:
@@ -140,12 +144,12 @@ def _panels(cases: Sequence[CaseResult]) -> list[tuple[int, Callable[[Axes], Non
             axes, large, lambda case, name: case.peak_over_logits(name),
             title="Peak memory above the inputs, gradient included",
             line="bytes over those of the logits (less is better)",
-            leave_out=("clone",), logarithmic=False,
+            leave_out=YARDSTICKS, logarithmic=False,
         )  # fmt: skip
 
     panels: list[tuple[int, Callable[[Axes], None]]] = [
         (len(compared), speed),
-        (len(large), clones),
+        *([(len(cloned), clones)] if cloned else []),
         (len(large), memory),
     ]
     panels += [
@@ -177,7 +181,7 @@ def draw(report: Report, path: Path) -> bool:
     for number, (_, paint) in enumerate(panels):
         axes = canvas.add_subplot(grid[number // columns, number % columns])
         paint(axes)
-    names = _contenders(report.cases, leave_out=("clone",))
+    names = _contenders(report.cases, leave_out=YARDSTICKS)
     handles = [Patch(color=_colour(name), label=name) for name in names]
     canvas.legend(handles=handles, loc="outside upper right", ncols=len(names), frameon=False)
     stars = {

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .baselines_margin_softmax import MARGIN
 from .baselines_sigmoid_focal import one_hot_without_background
 from .baselines_softmax_focal import IGNORE
 from .workload import Case, Inputs
@@ -15,6 +16,10 @@ POSITIVE_SHARE = 0.01
 PRIOR_LOGIT = -math.log(99.0)
 """RetinaNet starts its classification head at p = 0.01."""
 IGNORED_SHARE = 0.05
+EMBEDDING = 512
+"""Width of the features that the classes of a face recognition are compared with."""
+FAR_ROWS = 64
+"""Of so many rows one has its class on the far side of theta = pi - m, as at the start of a training."""
 
 
 def _generator(device: torch.device) -> torch.Generator:
@@ -70,6 +75,47 @@ def segmentation(case: Case, device: torch.device) -> Inputs:
     _favour_labels(logits, labels, generator)
     labels[_patches(batch, height, width, 16, generator) < IGNORED_SHARE] = IGNORE
     return Inputs(logits.to(case.dtype).requires_grad_(), (labels,))
+
+
+def cosines(case: Case, device: torch.device) -> Inputs:
+    """Cosines [N, C] of features and classes in 512 dimensions, and a label for each row.
+
+    Random directions have cosines of about N(0, 1/512). The label's own is anywhere from -0.2 to 0.9:
+    some rows are learnt, some are not. The first row, and one in 64, is beyond theta = pi - m.
+    """
+    generator = _generator(device)
+    rows, classes = case.shape
+    cosine = torch.randn(case.shape, generator=generator, device=device)
+    cosine.mul_(EMBEDDING**-0.5).clamp_(-1.0, 1.0)
+    labels = torch.randint(0, classes, (rows,), generator=generator, device=device)
+    cosine.scatter_(1, labels[:, None], _target_cosines(rows, generator)[:, None])
+    return Inputs(cosine.to(case.dtype).requires_grad_(), (labels,))
+
+
+def features(case: Case, device: torch.device) -> Inputs:
+    """Features [N, 512], class weights [C, 512] and labels with cosines of that kind."""
+    generator = _generator(device)
+    rows, classes = case.shape
+    weight = torch.randn(classes, EMBEDDING, generator=generator, device=device)
+    labels = torch.randint(0, classes, (rows,), generator=generator, device=device)
+    towards = torch.nn.functional.normalize(weight[labels])
+    across = torch.randn(rows, EMBEDDING, generator=generator, device=device)
+    across -= (across * towards).sum(1, keepdim=True) * towards
+    cosine = _target_cosines(rows, generator)[:, None]
+    sine = (1.0 - cosine.square()).sqrt()
+    found = cosine * towards + sine * torch.nn.functional.normalize(across)
+    found *= 20.0  # about the length that networks give
+    weight *= 0.01  # as insightface starts its classes
+    return Inputs(
+        found.to(case.dtype).requires_grad_(), (weight.to(case.dtype).requires_grad_(), labels)
+    )
+
+
+def _target_cosines(rows: int, generator: torch.Generator) -> Tensor:
+    """Cosines [N] of rows and their own classes."""
+    found = torch.rand(rows, generator=generator, device=generator.device).mul_(1.1).sub_(0.2)
+    found[::FAR_ROWS] = -math.cos(MARGIN / 2)  # theta = pi - m / 2
+    return found
 
 
 def _patches(batch: int, height: int, width: int, side: int, generator: torch.Generator) -> Tensor:

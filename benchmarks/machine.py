@@ -156,6 +156,7 @@ def facts() -> dict[str, str]:
         "torchvision": _version("torchvision"),
         "timm": _installed("timm"),
         "segmentation-models-pytorch": _installed("segmentation-models-pytorch"),
+        "pytorch-metric-learning": _installed("pytorch-metric-learning"),
         "fusedloss": _version("fusedloss"),
         "allocator variables": ", ".join(allocator_variables()) or "none set",
     }

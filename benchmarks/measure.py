@@ -17,8 +17,6 @@ from .workload import Case, Inputs
 
 Progress = Callable[[str], None]
 
-CLONE = "clone"
-
 
 @dataclass(frozen=True)
 class Options:
@@ -55,8 +53,8 @@ def _compiled(case: Case, eager: LossFn) -> LossFn:
 def prepare(case: Case, device: torch.device, options: Options, progress: Progress) -> Prepared:
     """Makes the inputs and checks each contender against the float64 reference of its function.
 
-    Raises WrongResultError for a contender that is wrong. A form that cannot be compiled here is
-    left out with the reason; any other error is raised.
+    Raises WrongResultError for a contender that is wrong. A form that does not fit into the GPU's
+    memory or cannot be compiled here is left out with the reason; any other error is raised.
     """
     progress("inputs and reference")
     inputs = case.setup(case, device)
@@ -67,8 +65,12 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
         progress(f"checking {name}")
         other = case.other_functions.get(name)
         truth = other.reference(inputs.logits, *inputs.args) if other else reference
-        ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, truth)
-        ready.contenders[name] = loss
+        try:
+            ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, truth)
+        except torch.OutOfMemoryError:
+            ready.not_run.append(f"{case.name}: {name} needs more memory than there is")
+        else:
+            ready.contenders[name] = loss
     if options.compile and "eager" in contenders:
         progress("compiling and checking compile")
         loss = _compiled(case, contenders["eager"])
@@ -89,7 +91,8 @@ def _training_steps(ready: Prepared) -> dict[str, timing.Step]:
     steps = {
         name: timing.training_step(loss, ready.inputs) for name, loss in ready.contenders.items()
     }
-    steps[CLONE] = timing.clone_step(ready.inputs)
+    for name, yardstick in ready.case.yardsticks.items():
+        steps[name] = timing.yardstick_step(yardstick, ready.inputs)
     return steps
 
 
@@ -100,9 +103,9 @@ def _measure_memory(ready: Prepared, result: CaseResult, device: torch.device) -
         found = result.contenders[name]
         found.peak_bytes = memory.peak_bytes(step.run, device)
         step.reset()
-        if name == CLONE:
+        loss = ready.contenders.get(name)
+        if loss is None:  # a yardstick
             continue
-        loss = ready.contenders[name]
         # Bound as defaults: the call happens inside this turn of the loop, and linters cannot know.
         found.saved_bytes = memory.saved_bytes(
             lambda loss=loss: loss(inputs.logits, *inputs.args),  # type: ignore[misc]
@@ -118,6 +121,7 @@ def measure(
     result = CaseResult(
         case.name, case.loss, case.series, case.shape, case.dtype_name, device.type, case.elements,
         case.logits_bytes, rows=case.rows,
+        gradient_bytes=sum(leaf.nbytes for leaf in ready.inputs.leaves),
     )  # fmt: skip
     clock = timing.clock_for(device)
     meter = LoadMeter()

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import cuda_facts
 from .bars import Verdict
-from .results import CaseResult, ContenderResult, Timing
+from .results import CLONE, YARDSTICKS, CaseResult, ContenderResult, Timing
 
 
 @dataclass
@@ -82,14 +82,14 @@ def case_table(result: CaseResult) -> str:
     for name, found in result.contenders.items():
         if found.other_function:
             notes.append(f"  * another function than the case's: {found.other_function}")
-        faster = None if name == "clone" else result.ratio("eager", name)
+        faster = None if name in YARDSTICKS else result.ratio("eager", name)
         rows.append(
             [
                 name + " *" * bool(found.other_function),
                 _ms(found.train),
                 _range(found.train),
                 _times(faster),
-                _times(result.ratio(name, "clone")),
+                _times(result.ratio(name, CLONE)),
                 _ms(found.forward),
                 _ms(found.train_default_malloc),
                 _size(found.saved_bytes),
@@ -169,7 +169,7 @@ def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
         "forward_ms": found.forward and found.forward.median,
         "train_default_malloc_ms": found.train_default_malloc and found.train_default_malloc.median,
         "speedup_vs_eager": case.ratio("eager", found.contender),
-        "clones": case.ratio(found.contender, "clone"),
+        "clones": case.ratio(found.contender, CLONE),
         "saved_bytes": found.saved_bytes,
         "peak_bytes": found.peak_bytes,
         "value_error": errors and errors.value,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
+CLONE, PRODUCTS = "clone", "products"
+YARDSTICKS = (CLONE, PRODUCTS)
+"""What is timed beside the contenders and is no loss: of the logits, of a linear layer."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -33,7 +37,8 @@ class Timing:
 class Errors:
     """Distance from the float64 reference.
 
-    value: |v - ref| / |ref|; gradient: relative L2; worst: largest |g - ref| / max |ref|.
+    value: |v - ref| / |ref|; gradient: relative L2; worst: largest |g - ref| / max |ref|. Of
+    several gradients the largest error.
     """
 
     value: float
@@ -62,7 +67,8 @@ class ContenderResult:
 class CaseResult:
     """One workload on one device.
 
-    foreign_cores: cores busy with other processes meanwhile; rows: logits over the classes.
+    foreign_cores: cores busy with other processes meanwhile; rows: logits over the classes;
+    gradient_bytes: of the gradients that are asked for.
     """
 
     case: str
@@ -76,6 +82,7 @@ class CaseResult:
     contenders: dict[str, ContenderResult] = field(default_factory=dict)
     foreign_cores: float | None = None
     rows: int = 0
+    gradient_bytes: int = 0
 
     def train_ms(self, contender: str) -> float | None:
         """Median of forward + backward in ms, None where it was not measured."""
@@ -94,9 +101,9 @@ class CaseResult:
             return None
         return found.peak_bytes / self.logits_bytes
 
-    def peak_beyond_gradient(self, contender: str, let_go: int = 0) -> float | None:
-        """Peak bytes above the inputs, the gradient and `let_go` more, per row."""
+    def beyond_gradient(self, contender: str, let_go: int = 0) -> int | None:
+        """Peak bytes above the inputs, the gradients and `let_go` more."""
         found = self.contenders.get(contender)
-        if found is None or found.peak_bytes is None or not self.rows:
+        if found is None or found.peak_bytes is None:
             return None
-        return max(0, found.peak_bytes - self.logits_bytes - let_go) / self.rows
+        return max(0, found.peak_bytes - self.gradient_bytes - let_go)

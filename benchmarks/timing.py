@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from .baselines import LossFn
 from .results import Errors, Timing
-from .workload import Inputs
+from .workload import Inputs, Yardstick
 
 MIN_ROUNDS = 7
 WARM_UP_ROUNDS = 3
 SAMPLE_MS = 10.0
 """Short calls are repeated until one sample takes about this long."""
 MAX_CALLS = 1000
+_AT_ONCE = 1 << 24
+"""Elements of a gradient that are compared at a time, which keeps float64 copies small."""
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class WrongResultError(RuntimeError):
@@ -60,14 +63,15 @@ class Step:
 
 
 def training_step(loss: LossFn, inputs: Inputs) -> Step:
-    """Forward and backward; the gradient is freshly allocated in each call."""
-    logits, args = inputs.logits, inputs.args
+    """Forward and backward; the gradients are freshly allocated in each call."""
+    logits, args, leaves = inputs.logits, inputs.args, inputs.leaves
 
     def reset() -> None:
-        logits.grad = None
+        for leaf in leaves:
+            leaf.grad = None
 
     def run() -> None:
-        logits.grad = None
+        reset()
         loss(logits, *args).backward()  # type: ignore[no-untyped-call]
 
     return Step(run, reset)
@@ -83,10 +87,9 @@ def forward_step(loss: LossFn, inputs: Inputs) -> Step:
     return Step(run, lambda: None)
 
 
-def clone_step(inputs: Inputs) -> Step:
-    """The yardstick: the cheapest thing that reads the logits and writes their size anew."""
-    logits = inputs.logits.detach()
-    return Step(logits.clone, lambda: None)
+def yardstick_step(yardstick: Yardstick, inputs: Inputs) -> Step:
+    """A yardstick on these inputs."""
+    return Step(yardstick(inputs), lambda: None)
 
 
 class Clock(Protocol):
@@ -187,31 +190,48 @@ def _calls_per_sample(milliseconds: float) -> int:
     return max(1, min(MAX_CALLS, math.ceil(SAMPLE_MS / max(milliseconds, 1e-6))))
 
 
-def errors_of(value: Tensor, gradient: Tensor, reference: tuple[Tensor, Tensor]) -> Errors:
-    """Errors of a value (0-d) and a gradient against the float64 pair of the reference."""
-    true_value, true_gradient = reference
-    tiny = torch.finfo(torch.float64).tiny
-    difference = gradient.double() - true_gradient
-    return Errors(
-        value=float((value.double() - true_value).abs() / true_value.abs().clamp_min(tiny)),
-        gradient=float(difference.norm() / true_gradient.norm().clamp_min(tiny)),
-        worst=float(difference.abs().max() / true_gradient.abs().max().clamp_min(tiny)),
+def errors_of(value: Tensor, gradients: Sequence[Tensor], reference: Sequence[Tensor]) -> Errors:
+    """Errors of a value (0-d) and its gradients against those of the reference, in float64."""
+    true_value, *true_gradients = reference
+    pairs = [_gradient_errors(*pair) for pair in zip(gradients, true_gradients, strict=True)]
+    gradient, worst = torch.stack(pairs).amax(0).tolist()  # a NaN stays one
+    difference = (value.double() - true_value).abs() / true_value.abs().clamp_min(_TINY)
+    return Errors(float(difference), gradient, worst)
+
+
+def _gradient_errors(gradient: Tensor, truth: Tensor) -> Tensor:
+    """Relative L2 error, and the largest error over the largest gradient: [2], a part at a time."""
+    pieces = zip(
+        gradient.reshape(-1).split(_AT_ONCE), truth.reshape(-1).split(_AT_ONCE), strict=True
     )
+    figures = []
+    for part, true_part in pieces:
+        difference = part.double() - true_part
+        squares = [difference.square().sum(), true_part.square().sum()]
+        figures.append(torch.stack([*squares, difference.abs().max(), true_part.abs().max()]))
+    found = torch.stack(figures)
+    off, size = found[:, :2].sum(0).sqrt()
+    worst, largest = found[:, 2:].amax(0)
+    return torch.stack([off / size.clamp_min(_TINY), worst / largest.clamp_min(_TINY)])
 
 
-def check(name: str, loss: LossFn, inputs: Inputs, reference: tuple[Tensor, Tensor]) -> Errors:
+def check(name: str, loss: LossFn, inputs: Inputs, reference: Sequence[Tensor]) -> Errors:
     """Runs a contender once and returns its errors; the value under no_grad is checked too.
 
     Raises WrongResultError, naming the contender, when an error is above the tolerance or NaN.
     """
-    logits = inputs.logits
-    logits.grad = None
+    logits, leaves = inputs.logits, inputs.leaves
+    for leaf in leaves:
+        leaf.grad = None
     value = loss(logits, *inputs.args)
     value.backward()  # type: ignore[no-untyped-call]
-    if logits.grad is None:
-        raise WrongResultError(f"{name} gives the logits no gradient")
-    errors = errors_of(value.detach(), logits.grad, reference)
-    logits.grad = None
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    if len(gradients) < len(leaves):
+        raise WrongResultError(f"{name} gives an input that requires a gradient none")
+    errors = errors_of(value.detach(), gradients, reference)
+    del gradients
+    for leaf in leaves:
+        leaf.grad = None
     with torch.no_grad():
         alone = loss(logits, *inputs.args)
     forward_error = float((alone.double() - reference[0]).abs() / reference[0].abs())

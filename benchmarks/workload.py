@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .baselines import LossFn, Reference
+from .results import CLONE
 
 Series = Literal["large", "small", "scaling"]
 
@@ -20,10 +21,24 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 @dataclass
 class Inputs:
-    """The logits (a leaf that requires grad) and the further arguments of every contender."""
+    """The logits (features, of a loss with a linear layer) and the further arguments of a contender."""
 
     logits: Tensor
     args: tuple[Tensor, ...]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The arguments that get a gradient, in their order."""
+        return [tensor for tensor in (self.logits, *self.args) if tensor.requires_grad]
+
+
+Yardstick = Callable[[Inputs], Callable[[], object]]
+"""Makes, from the inputs, what is timed beside the contenders and is no loss."""
+
+
+def clone(inputs: Inputs) -> Callable[[], object]:
+    """The cheapest thing that reads the logits and writes their size anew."""
+    return inputs.logits.detach().clone
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class OtherFunction:
 
 @dataclass(frozen=True)
 class Case:
-    """One workload. `gpu_shape` is the full size, used on a GPU."""
+    """One workload. `shape` is that of the logits; `gpu_shape` is the full size, used on a GPU."""
 
     name: str
     loss: str
@@ -53,6 +68,7 @@ class Case:
     """Whether `torch.compile` must take the eager form without a graph break."""
     other_functions: Mapping[str, OtherFunction] = field(default_factory=dict)
     """Contenders that are checked against a reference of their own, and marked in the report."""
+    yardsticks: Mapping[str, Yardstick] = field(default_factory=lambda: {CLONE: clone})
 
     @property
     def elements(self) -> int:

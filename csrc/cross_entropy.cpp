@@ -26,21 +26,41 @@ RowSoftmaxCall make_call(const Tensor& input, const Tensor& target,
 }
 
 template <class Context>
+RowOutputs forward(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                   const CrossEntropyOptions& options, int64_t ignore_index, int64_t reduction,
+                   bool with_saved, const std::optional<Tensor>& grad) {
+  RowSoftmaxCall call = make_call(input, target, weight, options, ignore_index, reduction);
+  STD_TORCH_CHECK(input.is_cpu() || !grad.has_value() || !call.weighted_mean ||
+                      options.z_loss == 0.0 || call.reduction != Reduction::kMean,
+                  "cross_entropy_fwd: a weighted mean with z_loss has no gradient in forward here");
+  const Context context(input);
+  RowOutputs out = allocate_outputs(input, context, call,
+                                    with_saved ? saved_numbers(call.terms, false) : 0, grad);
+  throw_if_bad(launch_cross_entropy_fwd(call, options, context.executor()), "cross_entropy",
+               call.num_classes);
+  return out;
+}
+
+template <class Context>
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_fwd(
     Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
     bool smooth_others, double z_loss, int64_t ignore_index, int64_t reduction, bool with_saved,
     bool with_grad) {
-  const CrossEntropyOptions options{label_smoothing, smooth_others, z_loss};
-  RowSoftmaxCall call = make_call(input, target, weight, options, ignore_index, reduction);
-  STD_TORCH_CHECK(input.is_cpu() || !with_grad || !call.weighted_mean || z_loss == 0.0 ||
-                      call.reduction != Reduction::kMean,
-                  "cross_entropy_fwd: a weighted mean with z_loss has no gradient in forward here");
-  const Context context(input);
-  const RowOutputs out = allocate_outputs(
-      input, context, call, with_saved ? saved_numbers(call.terms, false) : 0, with_grad);
-  throw_if_bad(launch_cross_entropy_fwd(call, options, context.executor()), "cross_entropy",
-               call.num_classes);
-  return out.results();
+  return forward<Context>(input, target, weight, {label_smoothing, smooth_others, z_loss},
+                          ignore_index, reduction, with_saved, grad_for(input, with_grad))
+      .results();
+}
+
+// The gradient in the place of the logits.
+template <class Context>
+std::tuple<Tensor, Tensor> cross_entropy_fwd_(Tensor input, Tensor target,
+                                              std::optional<Tensor> weight, double label_smoothing,
+                                              bool smooth_others, double z_loss,
+                                              int64_t ignore_index, int64_t reduction) {
+  const RowOutputs out =
+      forward<Context>(input, target, weight, {label_smoothing, smooth_others, z_loss},
+                       ignore_index, reduction, false, input);
+  return {out.loss, out.scale};
 }
 
 template <class Context>
@@ -81,6 +101,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedloss, m) {
       "bool smooth_others, float z_loss, int ignore_index, int reduction, bool with_saved, "
       "bool with_grad) -> (Tensor loss, Tensor scale, Tensor saved, Tensor grad)");
   m.def(
+      "cross_entropy_fwd_(Tensor(a!) input, Tensor target, Tensor? weight, float label_smoothing, "
+      "bool smooth_others, float z_loss, int ignore_index, int reduction) "
+      "-> (Tensor loss, Tensor scale)");
+  m.def(
       "cross_entropy_bwd(Tensor grad_output, Tensor scale, Tensor saved, Tensor input, "
       "Tensor target, Tensor? weight, float label_smoothing, bool smooth_others, float z_loss, "
       "int ignore_index) -> Tensor");
@@ -92,6 +116,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedloss, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusedloss, CPU, m) {
   m.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd<CpuContext>));
+  m.impl("cross_entropy_fwd_", TORCH_BOX(&cross_entropy_fwd_<CpuContext>));
   m.impl("cross_entropy_bwd", TORCH_BOX(&cross_entropy_bwd<CpuContext>));
   m.impl("cross_entropy_bwd_", TORCH_BOX(&cross_entropy_bwd_<CpuContext>));
 }
@@ -99,6 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedloss, CPU, m) {
 #if FUSEDLOSS_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fusedloss, CUDA, m) {
   m.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd<CudaContext>));
+  m.impl("cross_entropy_fwd_", TORCH_BOX(&cross_entropy_fwd_<CudaContext>));
   m.impl("cross_entropy_bwd", TORCH_BOX(&cross_entropy_bwd<CudaContext>));
   m.impl("cross_entropy_bwd_", TORCH_BOX(&cross_entropy_bwd_<CudaContext>));
 }

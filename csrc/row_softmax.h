@@ -60,9 +60,10 @@ struct RowOutputs {
   std::tuple<Tensor, Tensor, Tensor, Tensor> results() const { return {loss, scale, saved, grad}; }
 };
 
+// `grad`: where the gradient goes, if it is wanted.
 template <class Context>
 RowOutputs allocate_outputs(const Tensor& input, const Context& context, RowSoftmaxCall& call,
-                            int64_t saved_count, bool with_grad) {
+                            int64_t saved_count, const std::optional<Tensor>& grad) {
   const ScalarType result = accumulator_of(input);
   const auto allocate = [&](const std::vector<int64_t>& sizes, ScalarType type) {
     return torch::stable::new_empty(input, torch::headeronly::IntHeaderOnlyArrayRef(sizes), type);
@@ -84,17 +85,21 @@ RowOutputs allocate_outputs(const Tensor& input, const Context& context, RowSoft
     call.saved = view_of_rows(out.saved, call.shape, 1);
     call.saved_stride = out.saved.stride(0);
   }
-  out.grad =
-      with_grad ? empty_as(input, input.scalar_type()) : torch::stable::new_empty(input, {0});
-  if (with_grad) call.grad = view_of(out.grad, call.shape);
+  out.grad = grad.has_value() ? *grad : torch::stable::new_empty(input, {0});
+  if (grad.has_value()) call.grad = view_of(out.grad, call.shape);
   // A float16 gradient divided by millions would vanish before a loss scale can lift it.
-  call.prescale = with_grad && input.scalar_type() != ScalarType::Half;
+  call.prescale = grad.has_value() && input.scalar_type() != ScalarType::Half;
   const int64_t bytes = row_softmax_workspace_bytes(call, context.executor());
   if (bytes > 0) {
     out.workspace = allocate({bytes}, ScalarType::Byte);
     call.workspace = out.workspace.data_ptr();
   }
   return out;
+}
+
+// A gradient's memory, where forward is to write one.
+inline std::optional<Tensor> grad_for(const Tensor& input, bool wanted) {
+  return wanted ? std::optional<Tensor>(empty_as(input, input.scalar_type())) : std::nullopt;
 }
 
 // Completes a call for backward; `grad` is where the gradient goes.
@@ -118,10 +123,11 @@ inline void set_backward(RowSoftmaxCall& call, const Tensor& input, const Tensor
   call.grad = view_of(grad, call.shape);
 }
 
-inline void throw_if_bad(const LabelReport& report, const char* function, int64_t num_classes) {
+inline void throw_if_bad(const LabelReport& report, const char* function, int64_t num_classes,
+                         const char* called = "input") {
   if (!report.bad_label) return;
   throw std::out_of_range(std::string(function) + ": target holds label " +
-                          std::to_string(report.label) + ", but input has " +
+                          std::to_string(report.label) + ", but " + called + " has " +
                           std::to_string(num_classes) + " classes; accepted are 0 to " +
                           std::to_string(num_classes - 1) + " and ignore_index");
 }

@@ -35,8 +35,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_focal_fwd(
   if (normalizer.has_value()) call.normalizer = accumulator_scalar(*normalizer, input);
   call.normalizer_value = normalizer_value;
   const Context context(input);
-  const RowOutputs out = allocate_outputs(
-      input, context, call, with_saved ? saved_numbers(call.terms, true) : 0, with_grad);
+  const RowOutputs out =
+      allocate_outputs(input, context, call, with_saved ? saved_numbers(call.terms, true) : 0,
+                       grad_for(input, with_grad));
   throw_if_bad(launch_softmax_focal_fwd(call, options, context.executor()), "softmax_focal_loss",
                call.num_classes);
   return out.results();

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from emulated import CrossEntropy, SigmoidFocal, SoftmaxFocal
+from emulated import CrossEntropy, MarginSoftmax, SigmoidFocal, SoftmaxFocal
 from torch import Tensor
 
 ROWS, CLASSES = 2048, 80
@@ -43,7 +43,7 @@ class RowWorkload:
     policy: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    loss: Callable[..., CrossEntropy | SoftmaxFocal] = CrossEntropy
+    loss: Callable[..., CrossEntropy | MarginSoftmax | SoftmaxFocal] = CrossEntropy
     options: dict[str, Any] = field(default_factory=dict)
     probabilities: bool = False
     reduction: str = "mean"
@@ -58,10 +58,11 @@ class RowWorkload:
         return torch.randint(0, self.shape[1], rows, generator=generator)
 
     def input(self) -> Tensor:
-        """The logits."""
-        return torch.randn(self.shape).to(self.dtype)
+        """The logits, or cosines."""
+        logits = torch.randn(self.shape)
+        return (logits.tanh() if self.loss is MarginSoftmax else logits).to(self.dtype)
 
-    def kernel(self, module: ModuleType, x: Tensor) -> CrossEntropy | SoftmaxFocal:
+    def kernel(self, module: ModuleType, x: Tensor) -> CrossEntropy | MarginSoftmax | SoftmaxFocal:
         """The loss on the emulator."""
         return self.loss(module, x, self.target, reduction=self.reduction, **self.options)
 
@@ -109,6 +110,7 @@ WORKLOADS = [
 
 
 F32, BF16, F64, F16 = torch.float32, torch.bfloat16, torch.float64, torch.float16
+MARGINS = {"m2": 0.5}
 ROW_WORKLOADS = [
     # Whole rows in shared memory: any number of classes, the last tile partly filled.
     RowWorkload("[16384, 2] fp32", "row_tile", (16384, 2), F32),
@@ -130,6 +132,9 @@ ROW_WORKLOADS = [
     RowWorkload("[64, 3001] fp32", "row_block", (64, 3001), F32),
     RowWorkload("[32, 8192] fp32, soft", "row_block", (32, 8192), F32, CrossEntropy, {}, True),
     RowWorkload("[24, 32000] bf16", "row_block", (24, 32000), BF16, CrossEntropy, {"z_loss": 1e-4}),
+    RowWorkload("[512, 100] fp32, margin", "row_tile", (512, 100), F32, MarginSoftmax, MARGINS),
+    RowWorkload("[16, 9343] fp32, margin", "row_block", (16, 9343), F32, MarginSoftmax, MARGINS),
+    RowWorkload("[16, 9343] bf16, margin", "row_block", (16, 9343), BF16, MarginSoftmax, MARGINS),
     # Classes apart from each other.
     RowWorkload("[2, 19, 64, 64] fp32", "row_pixels", (2, 19, 64, 64), F32),
     RowWorkload("[2, 19, 64, 64] bf16", "row_pixels", (2, 19, 64, 64), BF16),

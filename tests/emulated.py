@@ -148,15 +148,17 @@ class _EmulatedLoss:
         """Entries of the call, and the tensor they point to."""
         return {}, None
 
-    def forward(self, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(loss, scale, grad): what the forward operator returns."""
+    def forward(
+        self, with_grad: bool, in_place: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(loss, scale, grad): what the forward operator returns; with the gradient over the logits."""
         loss = (
             self.empty_loss()
             if self.reduction == "none"
             else torch.full((), torch.nan, dtype=self.dtype)
         )
         scale = torch.full(self.numbers_of_scale, torch.nan, dtype=self.dtype)
-        grad = _grad_like(self.input) if with_grad else None
+        grad = (self.input if in_place else _grad_like(self.input)) if with_grad else None
         saving, saved = self.saved_for_backward(wanted=not with_grad)
         call = {
             **self.call,
@@ -297,6 +299,8 @@ class _EmulatedRows(_EmulatedLoss):
             "target_share": 1.0,
             "uniform_share": 0.0,
             "saved_stride": 0,
+            "has_ceiling": False,
+            "ceiling": 0.0,
             "weighted_mean": False,
             "nothing_is_zero": False,
         }
@@ -383,3 +387,38 @@ class SoftmaxFocal(_EmulatedRows):
 
     def launch(self, direction: str, call: dict[str, Any]) -> None:
         getattr(self.module, f"softmax_focal_{direction}")(call, self.gamma, self.smoothing)
+
+
+class MarginSoftmax(_EmulatedRows):
+    """Margin softmax."""
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        options.setdefault("ignore_index", -1)
+        smoothed = float(options.get("label_smoothing", 0.0)) > 0
+        terms = "uniform" if smoothed else "none"
+        super().__init__(module, input, target, None, terms, **options)
+        threshold = options.get("filter_threshold")
+        self.call |= {
+            "nothing_is_zero": True,
+            "has_ceiling": threshold is not None,
+            "ceiling": 0.0 if threshold is None else float(threshold),
+        }
+        self.margin_options: dict[str, Any] = {
+            "scale": float(options.get("scale", 64.0)),
+            "easy": options.get("easy_margin", False),
+            "linear": options.get("monotonic", "linear") == "linear",
+            "straight_through": options.get("gradient", "exact") == "straight_through",
+            "label_smoothing": self.smoothing,
+        }
+        for name, none in (("m1", 1.0), ("m2", 0.0), ("m3", 0.0)):
+            margin = options.get(name, none)
+            by_class = None
+            if isinstance(margin, Tensor):
+                by_class = margin.to(self.dtype).expand(self.call["num_classes"]).contiguous()
+                margin = none
+                self.inputs.append(by_class)
+            self.margin_options[name] = float(margin)
+            self.margin_options[f"{name}_by_class"] = 0 if by_class is None else by_class.data_ptr()
+
+    def launch(self, direction: str, call: dict[str, Any]) -> None:
+        getattr(self.module, f"margin_softmax_{direction}")(call, self.margin_options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -14,19 +15,28 @@ from fusedloss import (
     NLLLoss,
     SoftmaxFocalLoss,
     cross_entropy,
+    margin_softmax_loss,
     nll_loss,
     softmax_focal_loss,
 )
 from test_arguments import INF, NAN, NoWork, logits, refused_by
 from torch import Tensor
 
-FUNCTIONS = [cross_entropy, nll_loss, softmax_focal_loss]
+FUNCTIONS = [cross_entropy, nll_loss, softmax_focal_loss, margin_softmax_loss]
 each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 FOUR = "float32, float64, float16, bfloat16"
 LABELS = "int64, int32, int16, uint8"
 # (function, argument) of every side tensor of length C.
-VECTORS = [(cross_entropy, "weight"), (nll_loss, "weight"), (softmax_focal_loss, "alpha")]
+VECTORS = [
+    *((cross_entropy, "weight"), (nll_loss, "weight"), (softmax_focal_loss, "alpha")),
+    *((margin_softmax_loss, name) for name in ("m1", "m2", "m3")),
+]
 each_vector = pytest.mark.parametrize(("function", "name"), VECTORS)
+
+
+def first(function: Any) -> str:
+    """What the function calls its first argument."""
+    return next(iter(inspect.signature(function).parameters))
 
 
 def labels(dtype: torch.dtype = torch.int64) -> Tensor:
@@ -39,7 +49,7 @@ def labels(dtype: torch.dtype = torch.int64) -> Tensor:
     ("value", "given"), [(None, "NoneType"), ([0.0], "list"), (0.5, "float"), ("x", "str")]
 )
 def test_not_a_tensor(function: Any, value: object, given: str) -> None:
-    refused_by(function, TypeError, f"input must be a tensor|{given}", value, labels())
+    refused_by(function, TypeError, f"{first(function)} must be a tensor|{given}", value, labels())
     refused_by(function, TypeError, f"target must be a tensor|{given}", logits(), value)
 
 
@@ -61,7 +71,7 @@ def test_weight_that_is_no_tensor(function: Any, value: object, given: str) -> N
 )
 def test_dtype_of_logits(function: Any, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    message = f"input has dtype {name}|accepted are {FOUR}"
+    message = f"{first(function)} has dtype {name}|accepted are {FOUR}"
     refused_by(function, TypeError, message, logits(dtype), labels())
 
 
@@ -105,7 +115,7 @@ def test_layouts_that_are_not_strided(function: Any, sparse: str) -> None:
         pytest.skip("this torch has no oneDNN")
     other = getattr(logits(), sparse)()
     message = "must be a dense tensor|layout torch."
-    refused_by(function, TypeError, f"input {message}", other, labels())
+    refused_by(function, TypeError, f"{first(function)} {message}", other, labels())
     refused_by(function, TypeError, f"target {message}", logits(), other)
 
 
@@ -132,7 +142,7 @@ def test_shape_of_target(
     refused_by(function, ValueError, message, torch.zeros(input_shape), target)
 
 
-@pytest.mark.parametrize("function", [nll_loss, softmax_focal_loss])
+@pytest.mark.parametrize("function", [nll_loss, softmax_focal_loss, margin_softmax_loss])
 def test_one_hot_targets_where_labels_are_needed(function: Any) -> None:
     x, hot = logits(), torch.eye(4)[:3]
     with NoWork(), pytest.raises((TypeError, ValueError), match=f"{function.__name__}: target has"):
@@ -142,13 +152,13 @@ def test_one_hot_targets_where_labels_are_needed(function: Any) -> None:
 
 @each_function
 def test_shape_of_logits(function: Any) -> None:
-    label = torch.tensor(0)
-    refused_by(function, ValueError, "input has no dimensions|[N, C, ...]", torch.zeros(()), label)
+    label, x = torch.tensor(0), first(function)
+    refused_by(function, ValueError, f"{x} has no dimensions|[N, C, ...]", torch.zeros(()), label)
     no_class = torch.zeros(3, 0)
-    refused_by(function, ValueError, "input has shape (3, 0)|no class", no_class, labels())
-    refused_by(function, ValueError, "input has shape (0,)|no class", torch.zeros(0), label)
+    refused_by(function, ValueError, f"{x} has shape (3, 0)|no class", no_class, labels())
+    refused_by(function, ValueError, f"{x} has shape (0,)|no class", torch.zeros(0), label)
     many = torch.zeros([1] * 13)
-    message = "input has 13 dimensions|accepted are at most 12"
+    message = f"{x} has 13 dimensions|accepted are at most 12"
     refused_by(function, ValueError, message, many, torch.zeros([1] * 12, dtype=torch.int64))
     most = torch.zeros([1, 2] + [1] * 10)
     rows = torch.zeros([1] * 11, dtype=torch.int64)
@@ -178,16 +188,16 @@ def test_shape_of_normalizer(shape: tuple[int, ...]) -> None:
 
 @each_function
 def test_device_of_target(function: Any) -> None:
-    message = "target is on meta|input is on cpu"
+    message = f"target is on meta|{first(function)} is on cpu"
     refused_by(function, ValueError, message, logits(), labels().to("meta"))
-    message = "target is on cpu|input is on meta"
+    message = f"target is on cpu|{first(function)} is on meta"
     refused_by(function, ValueError, message, logits().to("meta"), labels())
 
 
 @pytest.mark.parametrize(("function", "name"), [*VECTORS, (softmax_focal_loss, "normalizer")])
 def test_device_of_side_tensors(function: Any, name: str) -> None:
     value = torch.ones(1 if name == "normalizer" else 4, device="meta")
-    message = f"{name} is on meta|input is on cpu"
+    message = f"{name} is on meta|{first(function)} is on cpu"
     refused_by(function, ValueError, message, logits(), labels(), **{name: value})
 
 
@@ -198,6 +208,17 @@ RANGES = [
     *((softmax_focal_loss, "gamma", v, "finite numbers >= 0") for v in (-0.5, NAN, INF, -INF)),
     *((softmax_focal_loss, "alpha", v, "finite numbers >= 0") for v in (-0.25, NAN, INF, -INF)),
     *((softmax_focal_loss, "normalizer", v, "finite numbers > 0") for v in (0, -3, NAN, INF)),
+    *((margin_softmax_loss, "label_smoothing", v, ">= 0 and <= 1") for v in (-0.1, 1.5, NAN)),
+    *(
+        (margin_softmax_loss, name, v, "finite numbers > 0")
+        for name in ("scale", "m1")
+        for v in (0, -1.5, NAN, INF, -INF)
+    ),
+    *(
+        (margin_softmax_loss, name, v, "finite numbers")
+        for name in ("m2", "m3", "filter_threshold")
+        for v in (NAN, INF, -INF)
+    ),
 ]
 
 
@@ -224,7 +245,11 @@ def test_numbers_of_the_wrong_type(function: str, name: str, value: object, give
 @pytest.mark.parametrize(("function", "name"), NUMBERS)
 def test_none_and_tensors_where_numbers_are_needed(function: str, name: str) -> None:
     for value, given in ((None, "NoneType"), (torch.tensor(0.5), "Tensor")):
-        if name not in ("alpha", "normalizer"):
+        accepted = {
+            "NoneType": ("alpha", "normalizer", "filter_threshold"),
+            "Tensor": ("alpha", "normalizer", "m1", "m2", "m3"),
+        }
+        if name not in accepted[given]:
             message = f"{name} must be a number|{given}"
             call = getattr(fusedloss, function)
             refused_by(call, TypeError, message, logits(), labels(), **{name: value})
@@ -236,12 +261,34 @@ def test_smoothing(value: object) -> None:
     refused_by(cross_entropy, ValueError, message, logits(), labels(), smoothing=value)
 
 
+@pytest.mark.parametrize("value", ["linearly", "None", "", None, True, "exact"])
+def test_forms_of_the_margin(value: object) -> None:
+    message = f"monotonic is {value!r}|accepted are 'linear' and 'none'"
+    refused_by(margin_softmax_loss, ValueError, message, logits(), labels(), monotonic=value)
+    if value != "exact":
+        message = f"gradient is {value!r}|accepted are 'exact' and 'straight_through'"
+        refused_by(margin_softmax_loss, ValueError, message, logits(), labels(), gradient=value)
+
+
+def test_a_filter_together_with_smoothing() -> None:
+    both = {"filter_threshold": 0.4, "label_smoothing": 0.1}
+    message = "filter_threshold is 0.4 and label_smoothing 0.1|accepted is one of the two"
+    refused_by(margin_softmax_loss, ValueError, message, logits(), labels(), **both)
+
+
+FLAGS = [
+    (cross_entropy, "inplace_backward"),
+    *((margin_softmax_loss, name) for name in ("inplace_backward", "easy_margin")),
+]
+
+
+@pytest.mark.parametrize(("function", "name"), FLAGS)
 @pytest.mark.parametrize(
     ("value", "given"), [(1, "int"), (None, "NoneType"), ("yes", "str"), (0.0, "float")]
 )
-def test_inplace_backward(value: object, given: str) -> None:
-    message = f"inplace_backward must be a bool|got {given}"
-    refused_by(cross_entropy, TypeError, message, logits(), labels(), inplace_backward=value)
+def test_flags(function: Any, name: str, value: object, given: str) -> None:
+    message = f"{name} must be a bool|got {given}"
+    refused_by(function, TypeError, message, logits(), labels(), **{name: value})
 
 
 @each_function
@@ -271,8 +318,9 @@ def test_options_are_keywords_only() -> None:
     for function in (cross_entropy, nll_loss):
         with pytest.raises(TypeError, match="positional"):
             function(logits(), labels(), None, -100)  # type: ignore[operator]
-    with pytest.raises(TypeError, match="positional"):
-        softmax_focal_loss(logits(), labels(), None)  # type: ignore[misc]
+    for function in (softmax_focal_loss, margin_softmax_loss):
+        with pytest.raises(TypeError, match="positional"):
+            function(logits(), labels(), None)  # type: ignore[operator]
     for function in FUNCTIONS:
         with pytest.raises(TypeError, match="focus"):
             function(logits(), labels(), focus=2.0)  # type: ignore[operator]
@@ -280,7 +328,8 @@ def test_options_are_keywords_only() -> None:
 
 @each_function
 def test_labels_named_in_the_error(function: Any) -> None:
-    for bad in (-1, -2, 4, 99, -101):
+    default = inspect.signature(function).parameters["ignore_index"].default
+    for bad in (-101 - default, -2, 4, 99, -101):  # -1 or -100: the other default
         target = torch.tensor([0, bad, 3])
         for backend in ("native", "reference"):
             with fusedloss.backend(backend), pytest.raises(IndexError) as caught:
@@ -345,6 +394,13 @@ def test_accepted_edges() -> None:
         *((softmax_focal_loss, {"alpha": v}) for v in (0, 1, 7.5, torch.tensor(0.3))),
         *((softmax_focal_loss, {"normalizer": v}) for v in (1e-30, torch.ones(1, 1))),
         (nll_loss, {"weight": torch.zeros(4), "reduction": "sum"}),
+        *((margin_softmax_loss, {"scale": v}) for v in (1e-3, 1, 200)),
+        *((margin_softmax_loss, {"m1": v}) for v in (1e-3, 7, torch.tensor(2))),
+        *((margin_softmax_loss, {"m2": v}) for v in (-8, 8, torch.ones(4, dtype=torch.half))),
+        *((margin_softmax_loss, {"m3": v}) for v in (-2, 2, torch.ones(4, dtype=torch.bool))),
+        *((margin_softmax_loss, {"filter_threshold": v}) for v in (-9, 9)),
+        *((margin_softmax_loss, {"label_smoothing": v, "m2": 1}) for v in (0, 1)),
+        *((margin_softmax_loss, {"ignore_index": v}) for v in (2**63 - 1, -(2**63))),
     ):
         got = function(x, target, **options)  # type: ignore[operator]
         with fusedloss.backend("reference"):

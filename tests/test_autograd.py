@@ -14,6 +14,7 @@ from cases import (
     CASES,
     CROSS_ENTROPY,
     LOSSES,
+    MARGIN_SOFTMAX,
     SIGMOID_FOCAL,
     SOFTMAX_FOCAL,
     Case,
@@ -27,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SCHEDULES = ("recompute", "forward")
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-# Finite differences need logits of moderate size and something to differentiate.
+# Finite differences need logits of moderate size, something to differentiate, and a gradient that is one.
 SMOOTH = [
     case
     for case in CASES
@@ -35,6 +36,7 @@ SMOOTH = [
     and 0 not in case.shape
     and case.emulated
     and not (case.loss is CROSS_ENTROPY and case.ignored > 1)  # a mean over nothing is NaN
+    and case.options.get("gradient") != "straight_through"
 ]
 
 
@@ -96,6 +98,25 @@ ELEMENTWISE: dict[str, tuple[Loss, dict[str, Any]]] = {
         CROSS_ENTROPY,
         {"label_smoothing": 0.2, "weight": torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)},
     ),
+    **{
+        f"margin-{name}": (MARGIN_SOFTMAX, {"scale": 4.0, **how})
+        for name, how in {
+            "none": {},
+            "arc": {"m2": 0.5},
+            "arc-plain": {"m2": 0.5, "monotonic": "none"},
+            "arc-smoothing": {"m2": 0.5, "label_smoothing": 0.2},
+            "arc-filter": {"m2": 0.5, "filter_threshold": 0.3},
+            "cos": {"m3": 0.35},
+            "sphere": {"m1": 1.7},
+            "sphere-plain": {"m1": 4.0, "monotonic": "none"},
+            "combined": {"m1": 0.9, "m2": 0.4, "m3": 0.15},
+            "easy": {"m1": 1.35, "m2": 0.4, "m3": 0.15, "easy_margin": True},
+            "per-class": {
+                "m1": torch.tensor([1.0, 1.3, 1.0], dtype=torch.float64),
+                "m2": torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64),
+            },
+        }.items()
+    },
 }
 
 
@@ -106,16 +127,19 @@ ELEMENTWISE: dict[str, tuple[Loss, dict[str, Any]]] = {
         (name, soft)
         for name, (loss, _) in ELEMENTWISE.items()
         for soft in (False, True)
-        if not (soft and loss is SOFTMAX_FOCAL)  # which takes labels only
+        if not (soft and loss in (SOFTMAX_FOCAL, MARGIN_SOFTMAX))  # which take labels only
     ],
 )
 def test_gradcheck_of_every_element(name: str, soft: bool, schedule: str) -> None:
     loss, options = ELEMENTWISE[name]
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    target = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    rows = 12 if loss.cosines else 4  # at all angles
+    x = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    x = (torch.tanh(x) if loss.cosines else x).requires_grad_()
+    target = torch.rand(rows, 3, generator=generator, dtype=torch.float64)
     if not soft:
-        target = torch.tensor([0, 2, 3, -1] if loss.background else [0, 2, 1, -100])
+        target = torch.tensor([0, 2, 3, -1] if loss.background else [0, 2, 1, loss.ignore_index])
+        target = target.repeat(rows // 4)
 
     def function(x: Tensor) -> Tensor:
         return loss.function(x, target, reduction="none", **options)
@@ -181,6 +205,8 @@ TRACED = {
     *("ce-7-classes", "ce-none-3d", "ce-channels-last", "ce-soft-weight", "ce-z-weight-mean"),
     *("ce-no-batch", "softmax-focal-no-batch", "softmax-focal-channels-last"),
     *("softmax-focal-none-3d", "softmax-focal-alpha-smoothing"),
+    *("margin-arcface", "margin-no-batch", "margin-channels-last", "margin-none-3d"),
+    *("margin-per-class-all", "margin-filter-combined", "margin-sphereface-through"),
 }
 
 
@@ -236,6 +262,18 @@ def compiled_functions() -> dict[str, Callable[..., Tensor]]:
         "softmax focal": lambda x, label, soft, weight: softmax_focal(
             x, label, normalizer=(label >= 0).sum()
         ),
+        "arcface": lambda x, label, soft, weight: fusedloss.arcface_loss(
+            torch.tanh(x), label, label_smoothing=0.1
+        ),
+        "margin": lambda x, label, soft, weight: fusedloss.margin_softmax_loss(
+            soft * 2 - 1 + x * 0,
+            label,
+            m1=1.35,
+            m2=soft.mean(0),
+            filter_threshold=0.5,
+            gradient="straight_through",
+            reduction="none",
+        ),
     }
 
 
@@ -247,7 +285,7 @@ def compile_inputs(rows: int) -> tuple[Tensor, ...]:
     return torch.randn(rows, 5, generator=g), label, soft, weight
 
 
-COMPILED = ["ce", "ce soft", "ce module", "nll", "softmax focal"]
+COMPILED = ["ce", "ce soft", "ce module", "nll", "softmax focal", "arcface", "margin"]
 
 
 @each_schedule
@@ -262,6 +300,7 @@ COMPILED = ["ce", "ce soft", "ce module", "nll", "softmax focal"]
         ("module", "inductor", True),
         *((name, "aot_eager", dynamic) for name in COMPILED for dynamic in (False, True)),
         ("ce module", "inductor", True),
+        ("arcface", "inductor", True),
     ],
 )
 def test_compiled_whole_equals_eager(name: str, backend: str, dynamic: bool, schedule: str) -> None:
@@ -317,6 +356,8 @@ MEMORY_CASES = [
     *("ce-91-classes", "ce-2x19x527", "ce-none-3d", "ce-channels-last", "ce-weight-uniform-mean"),
     *("ce-z-weight-mean", "ce-soft-weight", "ce-soft-2x19x5", "ce-soft-channels-last"),
     *("softmax-focal-91-classes", "softmax-focal-2x19x527", "softmax-focal-alpha-smoothing"),
+    *("margin-91-classes", "margin-2x19x527", "margin-m2-per-class-beside-m1"),
+    *("margin-arcface-smoothing-0.1", "margin-filter-0.4-5x1001"),
 ]
 
 
@@ -368,6 +409,7 @@ STEP = {
     "sigmoid_focal": "focal-index",
     "cross_entropy": "ce-91-classes",
     "softmax_focal": "softmax-focal-91-classes",
+    "margin_softmax": "margin-91-classes",
 }
 
 

@@ -17,6 +17,9 @@ from fusedloss.benchmarks import (
 # --- bars -----------------------------------------------------------------------------------------
 
 
+FP32_OF_BF16 = ("retinanet-dense-fp32", "imagenet-ce-8192x1000-fp32", "faces-128x93431-fp32")
+
+
 def statuses(verdicts: list[bars.Verdict]) -> dict[str, str]:
     return {verdict.bar: verdict.status for verdict in verdicts}
 
@@ -49,20 +52,35 @@ def test_every_large_case_has_every_kind_of_bar() -> None:
         kinds = {
             (bar.measure, bar.against) for bar in bars.BARS if fnmatch.fnmatch(case.name, bar.cases)
         }
-        assert {m for m, _ in kinds} & {"peak_over_logits", "peak_beyond_gradient"}, case.name
-        assert ("in_units_of", "clone") in kinds, case.name
+        assert {m for m, _ in kinds} & set(bars.SIZES), case.name
+        for yardstick in case.yardsticks:
+            assert ("in_units_of", yardstick) in kinds, case.name
         if case.dtype_name == "bf16":
             assert ("time_over_case", "bf16>fp32") in kinds, case.name
         else:
             assert {("times_faster_than", c) for c in ("eager", "compile")} <= kinds, case.name
 
 
-def test_memory_beyond_the_gradient_is_per_row() -> None:
-    found = result("imagenet-ce-8192x1000-fp32", GOOD, peak=140)  # of 5 rows, 100 bytes of logits
-    assert found.peak_beyond_gradient("fusedloss") == 8.0
-    assert found.peak_beyond_gradient("fusedloss", let_go=30) == 2.0
-    assert found.peak_beyond_gradient("fusedloss", let_go=50) == 0.0
-    assert found.peak_beyond_gradient("nobody") is None
+def test_memory_beyond_the_gradients() -> None:
+    found = result("imagenet-ce-8192x1000-fp32", GOOD, peak=140)  # 100 bytes of logits and gradient
+    assert found.beyond_gradient("fusedloss") == 40
+    assert found.beyond_gradient("fusedloss", let_go=30) == 10
+    assert found.beyond_gradient("fusedloss", let_go=50) == 0
+    assert found.beyond_gradient("nobody") is None
+    found.gradient_bytes = 120  # of two inputs, say
+    assert found.beyond_gradient("fusedloss") == 20
+
+
+@pytest.mark.parametrize(
+    ("measure", "peak", "figure"),
+    [("peak_beyond_gradient", 100 + 4096 + 40, 8.0), ("workspace_over_logits", 130, 0.3)],
+)
+def test_memory_beyond_the_gradients_is_per_row_or_per_logit(
+    measure: bars.Measure, peak: int, figure: float
+) -> None:
+    found = bars.evaluate([result("x", GOOD, peak)], [bars.Bar("x", measure, figure)])  # of 5 rows
+    assert [verdict.measured for verdict in found] == [pytest.approx(figure)]
+    assert bars.evaluate([result("x", {})], [bars.Bar("x", measure, 1.0)])[0].status == "NOT RUN"
 
 
 @pytest.mark.parametrize(
@@ -82,13 +100,25 @@ def test_memory_beyond_the_gradient_is_per_row() -> None:
         ("imagenet-ce-8192x1000-bf16", {"clone": 0.6}, 100, "8 clone"),
         ("retinanet-dense-bf16", {"fusedloss": 5.1}, 100, "the time of retinanet-dense-fp32"),
         ("retinanet-dense-bf16", {"clone": 0.6}, 100, "8 clone"),
+        ("faces-256x100000-fp32", {"eager": 49.0}, 100, "10x faster than eager"),
+        ("faces-256x100000-fp32", {"compile": 24.0}, 100, "5x faster than compile"),
+        ("faces-256x100000-fp32", {"insightface": 14.9}, 100, "3x faster than insightface"),
+        ("faces-256x100000-fp32", {"pml": 14.9}, 100, "3x faster than pml"),
+        ("faces-128x93431-fp32", {"clone": 1.2}, 100, "4 clone"),
+        ("faces-128x93431-fp32", {}, 106, "peak above the inputs at most 1.05x"),
+        ("faces-128x93431-bf16", {"clone": 0.6}, 100, "8 clone"),
+        ("faces-128x93431-bf16", {"fusedloss": 5.1}, 100, "the time of faces-128x93431-fp32"),
+        ("linear-arcface-512x512x100000-fp32", {}, 131, "at most 0.3x the logits"),
+        ("linear-arcface-512x512x100000-fp32", {"products": 3.8}, 100, "1.3 times its matrix"),
+        ("linear-arcface-512x512x100000-fp32", {"eager": 4.9}, 100, "1x faster than eager"),
         ("small-focal-dense-256x80", {"eager": 4.9}, 100, "1x faster than eager"),
+        ("small-arcface-256x100", {"eager": 4.9}, 100, "1x faster than eager"),
     ],
 )
 def test_a_figure_beyond_its_bar_fails_that_bar_alone(
     case: str, times: dict[str, float], peak: int, failing: str
 ) -> None:
-    others = [result(name, GOOD) for name in ("retinanet-dense-fp32", "imagenet-ce-8192x1000-fp32")]
+    others = [result(name, GOOD) for name in FP32_OF_BF16]
     others = [other for other in others if other.case != case]
     found = bars.evaluate([*others, result(case, GOOD | times, peak)])
     failures = [verdict for verdict in found if verdict.status == "FAIL"]

@@ -16,20 +16,24 @@ from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, t
 from fusedloss.benchmarks import (
     baselines,
     cases,
+    inputs,
     measure,
     report,
     run,
     timing,
 )
 from fusedloss.benchmarks import baselines_cross_entropy as cross_entropy
+from fusedloss.benchmarks import baselines_linear as linear
+from fusedloss.benchmarks import baselines_margin_softmax as margin_softmax
 from fusedloss.benchmarks import baselines_sigmoid_focal as sigmoid_focal
 from fusedloss.benchmarks import baselines_softmax_focal as softmax_focal
-from fusedloss.benchmarks.workload import Case, OtherFunction
+from fusedloss.benchmarks.workload import Case, Inputs, OtherFunction
 
 
 def small(case: Case) -> Case:
-    """The case with few rows and its own number of classes."""
-    shapes = {2: (16, case.shape[-1]), 3: (2, 30, case.shape[-1]), 4: (1, case.shape[1], 64, 48)}
+    """The case with few rows and its own number of classes (fewer where each has 512 weights)."""
+    classes = 1_001 if case.setup is inputs.features else case.shape[-1]
+    shapes = {2: (16, classes), 3: (2, 30, classes), 4: (1, case.shape[1], 64, 48)}
     return dataclasses.replace(case, shape=shapes[len(case.shape)], gpu_shape=None)
 
 
@@ -40,6 +44,11 @@ def small(case: Case) -> Case:
 def test_every_contender_of_every_case_is_right(case: Case) -> None:
     ready = measure.prepare(small(case), CPU, measure.Options(compile=False), quiet)
     assert {"eager", "fusedloss"} <= set(ready.contenders)
+
+
+def test_the_margins_have_the_contenders_that_need_no_package() -> None:
+    assert {"eager", "insightface", "fusedloss"} <= set(margin_softmax.contenders())
+    assert list(linear.contenders()) == ["eager", "unchunked", "fusedloss"]
 
 
 def test_the_references_do_not_depend_on_their_slices() -> None:
@@ -101,6 +110,160 @@ def test_references_of_worked_rows() -> None:
     assert gradient.flatten().tolist() == pytest.approx([0.45, -0.45, 0, 0])
     assert softmax_focal.reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
     assert softmax_focal.smp_reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
+
+
+def case_named(name: str, shape: tuple[int, ...]) -> Case:
+    """The case of that name at another size."""
+    case = next(case for case in cases.CASES if case.name == name)
+    return dataclasses.replace(case, shape=shape)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 32])
+@pytest.mark.parametrize("straight_through", [False, True], ids=["exact", "straight-through"])
+def test_the_margin_references_are_their_forms_in_float64(
+    straight_through: bool, rows_at_once: int
+) -> None:
+    case = dataclasses.replace(case_named("faces-256x100000-fp32", (13, 37)), dtype=torch.float64)
+    made = case.setup(case, CPU)
+    (labels,) = made.args
+    form = margin_softmax.insightface if straight_through else margin_softmax.eager
+    expected = form(made.logits, labels)
+    (expected_gradient,) = torch.autograd.grad(expected, made.logits)
+    value, gradient = margin_softmax.reference(straight_through, rows_at_once)(made.logits, labels)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_references_of_worked_margins() -> None:
+    # Both cosines 0: theta = pi/2 becomes pi/2 + 1/2, the other logit stays 0. Then theta = pi - 1/4,
+    # beyond pi - 1/2: the target logit is the cosine less sin(1/2) / 2 (exact), or cos(pi + 1/4).
+    labels = torch.tensor([1])
+    upright = torch.zeros(1, 2, dtype=torch.float64)
+    sharp = 64 * math.sin(0.5)  # loss ln(1 + exp(sharp)), and the target's probability is next to 0
+    value, gradient = margin_softmax.reference()(upright, labels)
+    assert value.item() == pytest.approx(sharp)
+    assert gradient.flatten().tolist() == pytest.approx([64, -64 * math.cos(0.5)])
+    value, gradient = margin_softmax.reference(straight_through=True)(upright, labels)
+    assert value.item() == pytest.approx(sharp)
+    assert gradient.flatten().tolist() == pytest.approx([64, -64])
+    far = torch.tensor([[0.0, -math.cos(0.25)]], dtype=torch.float64)
+    value, gradient = margin_softmax.reference()(far, labels)
+    assert value.item() == pytest.approx(64 * (math.cos(0.25) + math.sin(0.5) / 2))
+    assert gradient.flatten().tolist() == pytest.approx([64, -64])
+    value, _ = margin_softmax.reference(straight_through=True)(far, labels)
+    assert value.item() == pytest.approx(64 * math.cos(0.25))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 32])
+def test_the_reference_of_a_linear_layer_is_eager_in_float64(rows_at_once: int) -> None:
+    case = dataclasses.replace(
+        case_named("linear-arcface-512x512x100000-fp32", (13, 37)), dtype=torch.float64
+    )
+    made = case.setup(case, CPU)
+    assert [tuple(leaf.shape) for leaf in made.leaves] == [(13, 512), (37, 512)]
+    expected = linear.eager(made.logits, *made.args)
+    expected_gradients = torch.autograd.grad(expected, made.leaves)
+    value, *gradients = linear.reference(made.logits, *made.args, rows_at_once=rows_at_once)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
+    for gradient, truth in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-9, atol=1e-12)
+
+
+def cosines_of(made: Inputs) -> torch.Tensor:
+    """Cosines [N, C] of the features and the weight of a linear case."""
+    weight = made.args[0].detach()
+    normalize = torch.nn.functional.normalize
+    return normalize(made.logits.detach()) @ normalize(weight).t()
+
+
+@pytest.mark.parametrize(
+    "name", ["faces-256x100000-fp32", "linear-arcface-512x512x100000-fp32"], ids=["faces", "linear"]
+)
+def test_cosines_lie_on_both_sides_of_the_margin(name: str) -> None:
+    case = case_named(name, (256, 500))
+    made = case.setup(case, CPU)
+    cosine = made.logits.detach() if name.startswith("faces") else cosines_of(made)
+    labels = made.args[-1]
+    own = cosine.gather(1, labels[:, None])[:, 0]
+    beyond = own < math.cos(math.pi - margin_softmax.MARGIN)
+    assert beyond.nonzero().flatten().tolist() == [0, 64, 128, 192]
+    torch.testing.assert_close(own[beyond], torch.full((4,), -math.cos(0.25)), rtol=1e-5, atol=0)
+    assert own[~beyond].min() < -0.1
+    assert own[~beyond].max() > 0.8
+    others = cosine.scatter(1, labels[:, None], 0.0)
+    assert others.std().item() == pytest.approx(512**-0.5, rel=0.05)
+
+
+def linear_case(**forms: baselines.LossFn) -> Case:
+    """A small linear case with these contenders alone."""
+    case = case_named("linear-arcface-512x512x100000-fp32", (16, 40))
+    return dataclasses.replace(case, contenders=lambda: forms)
+
+
+def test_every_gradient_of_a_contender_is_checked() -> None:
+    def off(features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return linear.eager(features, _WrongGradient.apply(weight), labels)
+
+    def without(features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return linear.eager(features, weight.detach(), labels)
+
+    options = measure.Options(compile=False)
+    assert set(measure.prepare(linear_case(eager=linear.eager), CPU, options, quiet).errors) == {
+        "eager"
+    }
+    with pytest.raises(timing.WrongResultError, match=r"gradient \(relative L2\) is off by 0.02"):
+        measure.prepare(linear_case(off=off), CPU, options, quiet)
+    with pytest.raises(timing.WrongResultError, match="without gives an input that requires"):
+        measure.prepare(linear_case(without=without), CPU, options, quiet)
+
+
+def test_the_error_of_a_gradient_does_not_depend_on_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    one, found = torch.tensor(1.0, dtype=torch.float64), truth.clone()
+    found[3, 2] += 0.25
+    whole = timing.errors_of(one, [truth, found], [one, truth, truth])
+    assert whole.gradient == pytest.approx(0.25 / truth.norm().item())
+    assert whole.worst == pytest.approx(0.25 / truth.abs().max().item())
+    monkeypatch.setattr(timing, "_AT_ONCE", 4)
+    parts = timing.errors_of(one, [truth, found], [one, truth, truth])
+    assert dataclasses.astuple(parts) == pytest.approx(dataclasses.astuple(whole), rel=1e-14)
+    found[0, 0] = float("nan")
+    assert math.isnan(timing.errors_of(one, [truth, found], [one, truth, truth]).gradient)
+    assert math.isnan(timing.errors_of(one, [found, truth], [one, truth, truth]).worst)
+
+
+def test_a_linear_layer_is_measured_against_its_products() -> None:
+    options = measure.Options(7, compile=False, forward=False)
+    ready = measure.prepare(linear_case(eager=linear.eager), CPU, options, quiet)
+    found = measure.measure(ready, CPU, options, quiet)
+    assert list(found.contenders) == ["eager", "products"]
+    assert found.gradient_bytes == 4 * 512 * (16 + 40)
+    assert found.logits_bytes == 4 * 16 * 40
+    assert found.contenders["products"].peak_bytes == found.gradient_bytes + found.logits_bytes
+    assert found.contenders["products"].saved_bytes is None
+    lines = report.case_table(found).splitlines()
+    assert "clones" not in lines[1]
+
+
+def test_the_products_are_those_of_a_linear_layer() -> None:
+    made = linear_case().setup(linear_case(), CPU)
+    features, weight = made.leaves
+    logits = features @ weight.t()
+    expected = torch.autograd.grad(logits, [features, weight], logits.detach())
+    torch.testing.assert_close(linear.products(made)(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_contender_that_does_not_fit_is_left_out() -> None:
+    def greedy(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    case = linear_case(eager=linear.eager, greedy=greedy)
+    ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
+    assert set(ready.contenders) == {"eager"}
+    assert ready.not_run == [f"{case.name}: greedy needs more memory than there is"]
 
 
 def test_segmentation_labels_lie_in_patches_and_are_ignored_now_and_then() -> None:

@@ -158,6 +158,8 @@ def test_each_loss_has_its_own_chart_of_sizes() -> None:
     found[-1].contenders["smp"].other_function = "something else"
     assert len(chart._panels(found)) == 3 + 2
     assert len(chart._panels(found[2:])) == 3 + 1
+    linear = result("linear", {name: time for name, time in GOOD.items() if name != "clone"})
+    assert len(chart._panels([linear])) == 2  # nothing to count in clones
 
 
 def test_the_memory_of_a_case_is_that_of_its_contenders() -> None:

@@ -60,6 +60,7 @@ def test_no_spills_and_half_occupancy() -> None:
     assert {k.file for k in kernels} == {
         "cross_entropy.cu",
         "focal.cu",
+        "margin_softmax.cu",
         "scale.cu",
         "softmax_focal.cu",
     }

@@ -11,7 +11,7 @@ from typing import Any
 import cuda_traffic
 import pytest
 import torch
-from emulated import CrossEntropy, SoftmaxFocal
+from emulated import CrossEntropy, MarginSoftmax, SoftmaxFocal
 from fusedloss import reference
 from tolerances import check_close, check_gradient
 from torch import Tensor
@@ -53,7 +53,11 @@ def _gradient(kind: str, x: Tensor, target: Tensor, upstream: Tensor, **o: Any) 
     return loss.detach(), grad
 
 
-EMULATED = {"cross_entropy": CrossEntropy, "softmax_focal_loss": SoftmaxFocal}
+EMULATED = {
+    "cross_entropy": CrossEntropy,
+    "margin_softmax_loss": MarginSoftmax,
+    "softmax_focal_loss": SoftmaxFocal,
+}
 
 
 def _in_double(options: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +118,11 @@ def test_policy_boundaries(emulator: ModuleType, row_bytes: int) -> None:
         what = f"{classes} classes"
         _check(emulator, what, "cross_entropy", x, target, reduction="none")
         _check(emulator, what, "softmax_focal_loss", x, target, gamma=1.5, label_smoothing=0.1)
+        cosine = x.tanh() * 0.99
+        margins = {"m2": 0.5, "scale": 30.0, "ignore_index": -100}
+        _check(emulator, what, "margin_softmax_loss", cosine, target, **margins)
+        margins = {"m1": 1.7, "filter_threshold": 0.6, "ignore_index": -100}
+        _check(emulator, what, "margin_softmax_loss", cosine, target, **margins)
 
 
 SHAPES: dict[str, Tensor] = {
@@ -165,6 +174,41 @@ def test_layouts_and_options(emulator: ModuleType, shape: str, options: str) -> 
         if target.numel() > 3:
             target.view(-1)[1::4] = -100
     _check(emulator, f"{shape} {options}", "cross_entropy", x, target, **given)
+
+
+MARGINS: dict[str, dict[str, Any]] = {
+    "arcface": {"m2": 0.5},
+    "sphereface, by class": {"m1": "by class", "scale": 10.0, "reduction": "none"},
+    "easy, smoothed": {"m2": 0.4, "m3": 0.1, "easy_margin": True, "label_smoothing": 0.2},
+    "straight through, by class": {
+        "m2": "by class",
+        "m3": "by class",
+        "gradient": "straight_through",
+    },
+    "filtered": {"m3": 0.35, "filter_threshold": 0.3, "scale": 20.0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", MARGINS)
+def test_margins_in_every_layout(emulator: ModuleType, shape: str, options: str) -> None:
+    emulator.configure(count=False, race_check=True, seed=12)
+    torch.manual_seed(4)
+    x = SHAPES[shape]
+    dim = 0 if x.dim() == 1 else 1
+    classes = x.size(dim)
+    store = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+    cosine = store.tanh().as_strided(x.size(), x.stride(), x.storage_offset())
+    given = {
+        name: torch.linspace(1.0, 1.9, classes) - float(name != "m1")
+        if value == "by class"
+        else value
+        for name, value in MARGINS[options].items()
+    }
+    target = torch.randint(0, classes, x.select(dim, 0).shape)
+    if target.numel() > 3:
+        target.view(-1)[1::4] = -1
+    _check(emulator, f"{shape} {options}", "margin_softmax_loss", cosine, target, **given)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
@@ -308,17 +352,24 @@ def test_zero_times_infinity(emulator: ModuleType, shape: tuple[int, ...], soft:
 
 
 @pytest.mark.parametrize("shape", [*EDGE_SHAPES, (4, 13000), (2, 300, 3)])
-@pytest.mark.parametrize("loss", [CrossEntropy, SoftmaxFocal])
-def test_backward_in_place(emulator: ModuleType, shape: tuple[int, ...], loss: Any) -> None:
+@pytest.mark.parametrize("loss", [CrossEntropy, SoftmaxFocal, MarginSoftmax])
+def test_gradient_in_place(emulator: ModuleType, shape: tuple[int, ...], loss: Any) -> None:
     """The gradient over the logits: the same bits, and no thread reads what another has written."""
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
-    x = torch.randn(shape)
+    x = torch.tanh(torch.randn(shape))
+    options = {"m2": 0.5, "scale": 8.0} if loss is MarginSoftmax else {"label_smoothing": 0.1}
     for seed in (1, 2, 3):
         emulator.configure(count=False, race_check=True, seed=seed)
-        kernel = loss(emulator, x.clone(), target, label_smoothing=0.1)
+        kernel = loss(emulator, x.clone(), target, **options)
         scale = kernel.forward(with_grad=False)[1]
         apart = kernel.backward(torch.ones(()), scale)
         assert torch.equal(kernel.backward(torch.ones(()), scale, in_place=True), apart)
+        kernel = loss(emulator, x.clone(), target, **options)
+        value, _, apart = kernel.forward(with_grad=True)
+        again, _, grad = kernel.forward(with_grad=True, in_place=True)
+        assert torch.equal(grad, apart)
+        assert torch.equal(kernel.input, apart)
+        assert torch.equal(again, value)
 
 
 @pytest.mark.parametrize("shape", [(700, 19), (40, 1200), (3, 19, 40), (2, 300, 3)])

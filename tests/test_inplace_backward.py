@@ -1,4 +1,6 @@
-"""The in-place backward of cross_entropy: the gradient over the memory of the logits."""
+"""The gradient over the memory of the logits: the in-place backward of cross_entropy and the margin
+softmax, and the operators that write it there in forward.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import fusedloss
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import lay_out
-from fusedloss import cross_entropy
-from test_autograd import Calls
+from cases import BY_NAME, lay_out
+from fusedloss import cross_entropy, margin_softmax_loss
+from test_autograd import Calls, recorded
 from test_cross_entropy import (
     REDUCTIONS,
     combinations,
@@ -26,12 +28,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_place(
-    x: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any
+    x: Tensor, target: Tensor, function: Callable[..., Tensor] = cross_entropy, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, gradient, the logits afterwards) of logits that another operation made."""
     leaf = x.detach().requires_grad_()
     logits = lay_out(leaf * 1, "contiguous")
-    loss = cross_entropy(logits, target, weight, inplace_backward=True, **options)
+    loss = function(logits, target, inplace_backward=True, **options)
     upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
     (grad,) = torch.autograd.grad(loss, leaf, upstream)
     return loss.detach(), grad, logits.detach()
@@ -53,10 +55,40 @@ def test_in_place_backward_gives_the_same_and_reuses_the_memory(
                     x,
                 )
             with fusedloss.gradient_schedule(schedule):
-                loss, grad, logits = in_place(x, target, w, z_loss=z, **options)
+                loss, grad, logits = in_place(x, target, weight=w, z_loss=z, **options)
             assert torch.equal(loss, expected[0])
             assert torch.equal(grad, expected[1])
             assert torch.equal(logits, grad)
+
+
+MARGINS: dict[str, dict[str, Any]] = {
+    "arc": {"m2": 0.5},
+    "smoothed": {"m2": 0.5, "label_smoothing": 0.1, "reduction": "none"},
+    "filtered": {"m2": 0.5, "filter_threshold": 0.3, "reduction": "sum"},
+    "through": {"m1": 1.3, "gradient": "straight_through"},
+    "per class": {"m1": torch.linspace(0.8, 1.4, 19), "m3": torch.linspace(0, 0.4, 19)},
+}
+
+
+@each_dtype
+@each_schedule
+@pytest.mark.parametrize("inner", [1, 5])
+@pytest.mark.parametrize("name", MARGINS)
+def test_in_place_backward_of_margins(
+    name: str, inner: int, schedule: str, dtype: torch.dtype
+) -> None:
+    x, label, *_ = inputs(19, inner, rows=9, dtype=dtype)
+    x, options = torch.tanh(x), MARGINS[name] | {"ignore_index": -100}
+    with fusedloss.gradient_schedule("recompute"):
+        expected = with_gradient(lambda x: margin_softmax_loss(x, label, **options), x)
+    with fusedloss.gradient_schedule(schedule), Calls() as calls:
+        loss, grad, cosines = in_place(x, label, margin_softmax_loss, **options)
+    assert calls.names == ["margin_softmax_fwd", "margin_softmax_bwd_"]
+    assert torch.equal(loss, expected[0])
+    assert torch.equal(grad, expected[1])
+    assert torch.equal(cosines, grad)
+    for operator, arguments in calls.calls if dtype == torch.float32 else ():
+        torch.library.opcheck(operator, arguments)
 
 
 @each_schedule
@@ -186,22 +218,26 @@ def test_in_place_backward_beside_another_use_of_the_logits(first: bool, schedul
 
 def test_in_place_backward_without_kernels_is_an_ordinary_one() -> None:
     x, label, *_ = inputs(7, rows=9)
-    with fusedloss.backend("reference"):
-        loss, grad, logits = in_place(x, label)
-    assert torch.equal(logits, x)
-    expected = with_gradient(lambda x: F.cross_entropy(x, label), x)
-    torch.testing.assert_close((loss, grad), expected, rtol=1e-12, atol=1e-15)
+    plain = {"scale": 1.0, "ignore_index": -100}  # cross entropy by another name
+    for function, options in ((cross_entropy, {}), (margin_softmax_loss, plain)):
+        with fusedloss.backend("reference"):
+            loss, grad, logits = in_place(x, label, function, **options)
+        assert torch.equal(logits, x)
+        expected = with_gradient(lambda x: F.cross_entropy(x, label), x)
+        torch.testing.assert_close((loss, grad), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_a_leaf_is_never_overwritten() -> None:
     # Its gradient would be its own memory: zeroing the one would zero the other.
     x, label, *_ = inputs(7, 1, rows=5, dtype=torch.float32)
-    leaf = x[..., 0].clone().requires_grad_()
-    before = leaf.detach().clone()
-    for _ in range(2):  # the second accumulates
-        cross_entropy(leaf, label[..., 0], inplace_backward=True).backward()
-    assert torch.equal(leaf.detach(), before)
-    torch.testing.assert_close(leaf.grad, 2 * torch_gradient(before, label[..., 0]))
+    plain = {"scale": 1.0, "ignore_index": -100}
+    for function, options in ((cross_entropy, {}), (margin_softmax_loss, plain)):
+        leaf = x[..., 0].clone().requires_grad_()
+        before = leaf.detach().clone()
+        for _ in range(2):  # the second accumulates
+            function(leaf, label[..., 0], inplace_backward=True, **options).backward()
+        assert torch.equal(leaf.detach(), before)
+        torch.testing.assert_close(leaf.grad, 2 * torch_gradient(before, label[..., 0]))
 
 
 @each_schedule
@@ -226,3 +262,74 @@ def test_in_place_backward_under_hooks_on_saved_tensors(through: str, schedule: 
             return torch.autograd.grad(value, leaf)[0]
 
     torch.testing.assert_close(gradient(inplace_backward=True), gradient(), rtol=1e-14, atol=0)
+
+
+IN_FORWARD = [
+    *(
+        "ce-7-classes",
+        "ce-1001-classes",
+        "ce-2x19x527",
+        "ce-channels-last",
+        "ce-none-3d",
+        "ce-empty-sum",
+    ),
+    *("ce-weight-uniform-mean", "ce-z-weight-mean", "ce-soft-weight", "ce-offset", "ce-no-batch"),
+    *("margin-arcface", "margin-2x19x527", "margin-1001-classes", "margin-channels-last"),
+    *("margin-none-3d", "margin-per-class-all", "margin-arcface-smoothing-0.1", "margin-no-batch"),
+    *("margin-filter-0.4-5x1001", "margin-elsewhere", "margin-offset", "margin-empty"),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("name", IN_FORWARD)
+def test_the_gradient_in_the_place_of_the_logits_already_in_forward(
+    name: str, dtype: torch.dtype
+) -> None:
+    case = BY_NAME[name]
+    operator, arguments = recorded(case, dtype, "forward")[0]
+    in_place_operator = getattr(torch.ops.fusedloss, f"{case.loss.forward_op}_").default
+    x, *given, with_saved, with_grad = arguments
+    assert (with_saved, with_grad) == (False, True)
+    place = x.clone()
+    results = in_place_operator(place, *given)
+    loss, scale, _, grad = operator(*arguments)
+    torch.testing.assert_close(
+        (*results, place), (loss, scale, grad), rtol=0, atol=0, equal_nan=True
+    )
+    torch.library.opcheck(in_place_operator, (x, *given))
+
+
+@pytest.mark.parametrize("shape", [(2200, 1000), (1, 19, 160_000)])
+def test_large_gradients_in_the_place_of_the_logits(shape: tuple[int, ...]) -> None:
+    # Where a gradient of its own would be written past the cache.
+    x, label, *_ = inputs(*shape[1:], rows=shape[0], dtype=torch.float32)
+    x = x.mul(0.05).clamp(-1, 1)
+    margins = (
+        None,
+        None,
+        None,
+        64.0,
+        1.0,
+        0.5,
+        0.0,
+        False,
+        True,
+        False,
+        0.0,
+        float("inf"),
+        -100,
+        2,
+    )
+    for name, given in (
+        ("cross_entropy", (None, 0.1, False, 0.0, -100, 2)),
+        ("margin_softmax", margins),
+    ):
+        place = x.clone()
+        results = getattr(torch.ops.fusedloss, f"{name}_fwd_")(place, label, *given)
+        loss, scale, _, grad = getattr(torch.ops.fusedloss, f"{name}_fwd")(
+            x, label, *given, False, True
+        )
+        assert torch.isfinite(grad).all()
+        assert torch.equal(place, grad)
+        assert torch.equal(results[0], loss)
+        assert torch.equal(results[1], scale)

@@ -114,6 +114,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 ORDERED = [
     *("focal-long-index", "ce-many-rows", "ce-z-weight-mean", "ce-21841-classes", "ce-2x19x527"),
     *("ce-soft-2x1001", "softmax-focal-many-rows", "softmax-focal-2x19x527"),
+    *("margin-many-rows", "margin-21841-classes", "margin-2x19x527"),
 ]
 
 
@@ -262,11 +263,10 @@ def test_ignored_elements_have_no_effect_whatever_their_logit(
     kind: Loss, index: bool, emulator: ModuleType
 ) -> None:
     emulator.configure(count=False)
-    x = torch.randn(6, 5)
+    x = torch.randn(6, 5) * (0.1 if kind.cosines else 1.0)
     last = 5 if kind.background else 4
-    target = torch.tensor([0, 1, -100, last, -100, 2]) if index else torch.rand(6, 5)
-    if not index:
-        target[[2, 4]] = -100.0
+    target = torch.tensor([0, 1, 0, last, 0, 2]) if index else torch.rand(6, 5)
+    target[[2, 4]] = kind.ignore_index
     # With a gradient, as below: the pass without one may round the last bit differently.
     clean = kind.function(x.clone().requires_grad_(), target)
     x[2] = torch.nan
@@ -292,7 +292,8 @@ def test_ignored_elements_have_no_effect_whatever_their_logit(
 def test_out_of_range_label(label: int, loss: Loss, emulator: ModuleType) -> None:
     target = torch.tensor([0, 1, label, 4, 3, 2])
     x = torch.randn(6, 5)
-    with pytest.raises(IndexError, match=f"label {label}, but input has 5 classes"):
+    called = "cosine" if loss.cosines else "input"
+    with pytest.raises(IndexError, match=f"label {label}, but {called} has 5 classes"):
         loss.function(x, target)
     with fusedloss.backend("reference"), pytest.raises(IndexError, match=f"label {label}"):
         loss.function(x, target)
@@ -300,7 +301,7 @@ def test_out_of_range_label(label: int, loss: Loss, emulator: ModuleType) -> Non
     emulator.configure(count=False)
     kernel = loss.emulated(emulator, x, target, reduction="none")
     got, grad = kernel.run("recompute")
-    target[2] = -100
+    target[2] = loss.ignore_index
     expected = loss.reference(x, target, reduction="none")
     assert torch.isnan(got[2]).all()
     assert torch.isnan(grad[2]).all()

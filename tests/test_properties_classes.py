@@ -8,7 +8,7 @@ from typing import Any
 
 import fusedloss
 import torch
-from cases import CROSS_ENTROPY, SOFTMAX_FOCAL, Loss
+from cases import CROSS_ENTROPY, MARGIN_SOFTMAX, SOFTMAX_FOCAL, Loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_properties import (
@@ -91,6 +91,8 @@ def random_options(
         options["weight"] = draw(st.sampled_from([None, vector]))
         options["smoothing"] = draw(st.sampled_from(["uniform", "others"]))
         options["z_loss"] = draw(st.sampled_from([0.0, 0.0, 0.1]))
+    elif loss is MARGIN_SOFTMAX:
+        options |= random_margins(draw, vector, bool(options["label_smoothing"]))
     else:
         options["alpha"] = draw(st.sampled_from([None, 0.25, 1.5, vector]))
         options["gamma"] = draw(st.sampled_from([0, 0.3, 0.5, 1, 1.3, 2.0, 2.0, 3, 5.5]))
@@ -98,10 +100,26 @@ def random_options(
     return options
 
 
+def random_margins(draw: st.DrawFn, vector: Tensor, smoothed: bool) -> dict[str, Any]:
+    """Options of the margin softmax; `vector` is positive and has a number for each class."""
+    thresholds = [None] if smoothed else [None, None, 0.2, -0.7]
+    return {
+        "scale": draw(st.sampled_from([1, 10.0, 30, 64.0])),
+        "m1": draw(st.sampled_from([1, 1.0, 0.9, 1.7, 4, vector + 0.5])),
+        "m2": draw(st.sampled_from([0, 0.0, 0.5, -0.3, 2.0, vector])),
+        "m3": draw(st.sampled_from([0, 0.35, -0.1, vector])),
+        "easy_margin": draw(st.booleans()),
+        "monotonic": draw(st.sampled_from(["linear", "none"])),
+        "gradient": draw(st.sampled_from(["exact", "exact", "straight_through"])),
+        "filter_threshold": draw(st.sampled_from(thresholds)),
+    }
+
+
 @st.composite
 def draws(draw: st.DrawFn, /, loss: Loss | None = None, **fixed: Any) -> Draw:
     """Any legal call; `fixed` options are as given."""
-    loss = draw(st.sampled_from([CROSS_ENTROPY, SOFTMAX_FOCAL])) if loss is None else loss
+    if loss is None:
+        loss = draw(st.sampled_from([CROSS_ENTROPY, SOFTMAX_FOCAL, MARGIN_SOFTMAX]))
     shape = [draw(CLASSES), *draw(st.lists(SIZES, max_size=4))]
     if len(shape) > 1:  # the batch comes first
         shape[:2] = shape[1::-1]
@@ -114,7 +132,9 @@ def draws(draw: st.DrawFn, /, loss: Loss | None = None, **fixed: Any) -> Draw:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     layout, order = draw(st.sampled_from(LAYOUTS)), draw(st.permutations(range(len(shape))))
     options = random_options(draw, loss, shape[dim], dtype, generator) | fixed
-    input = laid_out(random_input(draw, shape, generator).to(dtype), layout, order)
+    values = random_input(draw, shape, generator)
+    values = torch.tanh(values) * 0.98 if loss.cosines else values
+    input = laid_out(values.to(dtype), layout, order)
     if loss is CROSS_ENTROPY and draw(st.integers(0, 2)) == 0:
         target = torch.softmax(torch.randn(shape, generator=generator), dim)
         target = target.to(draw(st.sampled_from(DTYPES)))
@@ -229,8 +249,8 @@ def test_sum_and_mean_are_those_of_the_rows(case: Draw) -> None:
 
     mean, _ = native(case, reduction="mean")
     count = int(valid.sum())
-    if case.loss is SOFTMAX_FOCAL:
-        normalizer = case.options["normalizer"]
+    if case.loss is not CROSS_ENTROPY:
+        normalizer = case.options.get("normalizer")
         divisor = float(count if normalizer is None else normalizer)
         assert close(mean * divisor, total, 6) if count else mean == 0
         return
@@ -328,6 +348,17 @@ def test_gradient_sums_to_zero_over_the_classes(case: Draw) -> None:
     scale = max(float(grad.double().abs().max()), torch.finfo(grad.dtype).smallest_normal)
     unit = torch.finfo(grad.dtype).eps * scale * case.input.size(case.dim)
     assert float(grad.double().sum(case.dim).abs().max()) <= 4 * unit
+
+
+@repeatable
+@given(draws(loss=MARGIN_SOFTMAX, m1=1, m2=0, m3=0, scale=1, filter_threshold=None))
+def test_margin_softmax_without_a_margin_is_cross_entropy(case: Draw) -> None:
+    assume(bool(case.valid().any()))
+    loss, grad = native(case)
+    options = {k: case.options[k] for k in ("ignore_index", "label_smoothing", "reduction")}
+    expected, expected_grad = native(replace(case, loss=CROSS_ENTROPY, options=options))
+    assert close(loss, expected, 4)
+    check_close("gradient", grad, expected_grad.double(), expected_grad)
 
 
 @repeatable

@@ -52,6 +52,8 @@ LOOPS = (
     # by what is known of the target and, for focal, by the kind of exponent
     Loop("rows of cross entropy", r"11finish_rows.*12CrossEntropyIf", 4, 20),
     Loop("rows of cross entropy, backward", r"12restore_rows.*12CrossEntropyIf", 2, 15),
+    Loop("rows of margin softmax", r"11finish_rows.*13MarginSoftmaxIfLb0E", 2, 20),
+    Loop("rows of margin softmax, backward", r"12restore_rows.*13MarginSoftmaxIfLb0E", 1, 15),
     Loop("rows of softmax focal", r"11finish_rows.*12SoftmaxFocalIf", 4, 20),
     Loop("rows of softmax focal, backward", r"12restore_rows.*12SoftmaxFocalIf", 2, 15),
 )

@@ -71,6 +71,24 @@ FUSEDLOSS_HD float exp(float x) {
 #endif
 }
 
+constexpr float kLog2E = 1.44269504f;
+constexpr float kSmallestExponent = -86.98f;
+
+// 2^(x to_log2) for x to_log2 <= 0 (or NaN), and 0 where x < smallest.
+FUSEDLOSS_HD float exp2_nonpositive(float x, float to_log2, float smallest) {
+  constexpr float kRound = 12582912.0f;  // as in exp_bounded
+  const float shifted = x * to_log2 + kRound;
+  const float r = x * to_log2 - (shifted - kRound);
+  float p = 0.00132647273f;  // 2^r for r in [-1/2, 1/2]
+  p = p * r + 0.00967151299f;
+  p = p * r + 0.0555073359f;
+  p = p * r + 0.240222424f;
+  p = p * r + 0.693147004f;
+  p = p * r + 1.0f;
+  const uint32_t exponent = (bit_cast<uint32_t>(shifted) << 23) + (127u << 23);
+  return x < smallest ? 0.0f : p * bit_cast<float>(exponent);
+}
+
 // e^x for x <= 0 (or NaN), the terms of a log-sum-exp: as 2^(x log2 e), which takes two thirds of
 // the steps of exp. Without a fused multiply-add the error grows by 0.75 ulp for each unit of x, in
 // terms that become as much smaller; a GPU's special-function unit errs by about as much. Results
@@ -79,20 +97,29 @@ FUSEDLOSS_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
   return __expf(x);
 #else
-  constexpr float kLog2E = 1.44269504f;
-  constexpr float kRound = 12582912.0f;  // as in exp_bounded
-  const float shifted = x * kLog2E + kRound;
-  const float r = x * kLog2E - (shifted - kRound);
-  float p = 0.00132647273f;  // 2^r for r in [-1/2, 1/2]
-  p = p * r + 0.00967151299f;
-  p = p * r + 0.0555073359f;
-  p = p * r + 0.240222424f;
-  p = p * r + 0.693147004f;
-  p = p * r + 1.0f;
-  const uint32_t exponent = (bit_cast<uint32_t>(shifted) << 23) + (127u << 23);
-  return x < -86.98f ? 0.0f : p * bit_cast<float>(exponent);
+  return exp2_nonpositive(x, kLog2E, kSmallestExponent);
 #endif
 }
+
+FUSEDLOSS_HD double exp_nonpositive(double x) { return ::exp(x); }
+
+// e^(scale x) for scale x <= 0 (or NaN), at the price of exp_nonpositive: the scale is in its
+// constants.
+template <class T>
+struct ScaledExp {
+  T scale;
+  FUSEDLOSS_HD explicit ScaledExp(T by) : scale(by) {}
+  FUSEDLOSS_HD T operator()(T x) const { return exp_nonpositive(scale * x); }
+};
+
+#if !defined(__CUDACC__)
+template <>
+struct ScaledExp<float> {
+  float to_log2, smallest;
+  explicit ScaledExp(float by) : to_log2(by * kLog2E), smallest(kSmallestExponent / by) {}
+  float operator()(float x) const { return exp2_nonpositive(x, to_log2, smallest); }
+};
+#endif
 
 // log(1 + x) for x in [0, 1]: what softplus and log-sum-exp of two terms need.
 FUSEDLOSS_HD float log1p_unit(float x) {
@@ -152,9 +179,34 @@ FUSEDLOSS_HD double reciprocal(double x) { return 1.0 / x; }
 
 FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
 FUSEDLOSS_HD double exp_bounded(double x) { return ::exp(x); }
-FUSEDLOSS_HD double exp_nonpositive(double x) { return ::exp(x); }
 FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
 FUSEDLOSS_HD double log(double x) { return ::log(x); }
+
+constexpr double kPi = 3.14159265358979323846, kOneOverPi = 0.318309886183790671538;
+
+// Of cosines and angles, once a row: the C library's and CUDA's own. The angles of cos_pi and
+// sin_pi are in units of pi, so that a GPU needs no slow path for large ones.
+FUSEDLOSS_HD float sqrt(float x) { return ::sqrtf(x); }
+FUSEDLOSS_HD double sqrt(double x) { return ::sqrt(x); }
+FUSEDLOSS_HD float floor(float x) { return ::floorf(x); }
+FUSEDLOSS_HD double floor(double x) { return ::floor(x); }
+FUSEDLOSS_HD float acos(float x) { return ::acosf(x); }
+FUSEDLOSS_HD double acos(double x) { return ::acos(x); }
+#if defined(__CUDA_ARCH__)
+FUSEDLOSS_HD float cos_pi(float x) { return ::cospif(x); }
+FUSEDLOSS_HD double cos_pi(double x) { return ::cospi(x); }
+FUSEDLOSS_HD float sin_pi(float x) { return ::sinpif(x); }
+FUSEDLOSS_HD double sin_pi(double x) { return ::sinpi(x); }
+#else
+template <class T>
+FUSEDLOSS_HD T cos_pi(T x) {
+  return static_cast<T>(::cos(kPi * static_cast<double>(x)));
+}
+template <class T>
+FUSEDLOSS_HD T sin_pi(T x) {
+  return static_cast<T>(::sin(kPi * static_cast<double>(x)));
+}
+#endif
 
 FUSEDLOSS_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
 FUSEDLOSS_HD double abs(double x) { return ::fabs(x); }

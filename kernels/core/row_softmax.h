@@ -4,17 +4,18 @@
 // Logits are seen as rows of `num_classes` numbers, one for each sample or pixel, in any layout.
 // One pass over a row gives its sums over all classes j but the label t:
 //
-//   others = sum of e^(x_j - max),  terms = sum of u_j (x_j - max)
+//   others = sum of e^(s (x_j - max)),  terms = sum of u_j (x_j - max)
 //
 // The target stands apart so that 1 - p_t keeps its full relative precision where it dominates, and
 // so that a loss may put another target logit in its place (margins). Joined with it, a row is
 // described by two numbers, which are also what forward saves for backward:
 //
-//   max = max x_j over all j,  rest = sum of e^(x_j - max) over all j, less the 1 of the largest
-//   p_j = e^(x_j - max) / (1 + rest),  lse = max + log(1 + rest)
+//   max = max x_j over all j,  rest = sum of e^(s (x_j - max)) over all j, less the 1 of the
+//   largest p_j = e^(s (x_j - max)) / (1 + rest),  lse = s max + log(1 + rest)
 //
-// (A saved lse would lose digits of p_j where logits are large.) From there the functor computes
-// the loss and three coefficients:
+// The factor s of all logits is 1 but for losses over cosines, which apply it in the exponential
+// instead of scaling their logits. (A saved lse would lose digits of p_j where logits are large.)
+// From there the functor computes the loss and three coefficients:
 //
 //   dL/dx_j = softmax p_j + terms u_j  for j != t,  dL/dx_t = target
 //
@@ -36,19 +37,26 @@ enum class Terms : int32_t {
   kProbabilities  // class_weight[j] * (target_share * target_j + uniform_share)
 };
 
+// What a loss puts in the place of the target's logit, and its derivative.
+template <class T>
+struct TargetLogit {
+  T logit, slope;
+};
+
 // One row as a functor sees it.
 template <class T>
 struct RowState {
-  T max, rest;    // see the head of this file; with the target's logit changed
-  T inverse;      // 1 / (1 + rest): p_j = e^(x_j - max) * inverse
-  T log_total;    // log(1 + rest)
-  T lse;          // log sum e^x_j
-  T logit;        // x_t as it lies in memory
-  T nll;          // -log p_t
-  T p, q;         // p_t and 1 - p_t
-  T smooth;       // sum over j != t of u_j (lse - x_j)
-  T sum_u, unit;  // sum of all u_j, and u_t
-  T weight;       // class weight of the target (call.weight_value without a tensor)
+  T max, rest;     // see the head of this file; with the target's logit changed
+  T inverse;       // 1 / (1 + rest): p_j = e^(x_j - max) * inverse
+  T log_total;     // log(1 + rest)
+  T lse;           // log sum e^x_j
+  T logit;         // x_t as it lies in memory
+  T nll;           // -log p_t
+  T p, q;          // p_t and 1 - p_t
+  T target_slope;  // derivative of the changed target logit by x_t
+  T smooth;        // sum over j != t of u_j (lse - x_j)
+  T sum_u, unit;   // sum of all u_j, and u_t
+  T weight;        // class weight of the target (call.weight_value without a tensor)
 };
 
 // A loss splits into what the reduction's divisor counts and what is counted by rows.
@@ -75,7 +83,8 @@ struct RowGradient {
 //   static constexpr bool kGradientNeedsSmooth;  // whether `gradient` reads state.smooth
 //   static constexpr bool kHasWeightedTerms;     // whether has_weighted_terms can be true
 //   static constexpr bool kChangesTarget;        // whether changed_target is not the identity
-//   T changed_target(T logit) const;
+//   T logit_scale() const;                       // factor of all logits; 1 but for losses of cosines
+//   TargetLogit<T> changed_target(T logit, int64_t label) const;  // label < 0: nobody asks
 //   RowLoss<T> value(const RowState<T>&) const;
 //   RowGradient<T> gradient(const RowState<T>&, RowScale<T>) const;
 // clang-format on
@@ -92,21 +101,22 @@ struct RowSums {
 
 // The saved numbers of a row, and what else is known of it, as a whole state.
 template <class T, class Loss>
-FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit, T smooth, T sum_u,
-                                       T unit, T weight) {
+FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
+                                       TargetLogit<T> target, T smooth, T sum_u, T unit, T weight) {
   RowState<T> state;
-  const T target = loss.changed_target(logit);
+  const T scale = loss.logit_scale();
   const T total = T(1) + rest;
   const T log_total = rest <= T(1) ? log1p_unit(rest) : log(total);
   state.max = max;
   state.rest = rest;
   state.inverse = reciprocal(total);
   state.log_total = log_total;
-  state.lse = max + log_total;
+  state.lse = scale * max + log_total;
   state.logit = logit;
-  state.nll = (max - target) + log_total;
-  state.p = exp_nonpositive(target - max) * state.inverse;
-  state.q = target >= max ? rest * state.inverse : T(1) - state.p;
+  state.target_slope = target.slope;
+  state.nll = scale * (max - target.logit) + log_total;
+  state.p = exp_nonpositive(scale * (target.logit - max)) * state.inverse;
+  state.q = target.logit >= max ? rest * state.inverse : T(1) - state.p;
   state.smooth = smooth;
   state.sum_u = sum_u;
   state.unit = unit;
@@ -116,26 +126,28 @@ FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
 
 // Joins a row's sums with its target logit.
 template <class T, class Loss>
-FUSEDLOSS_HD RowState<T> make_state(const Loss& loss, RowSums<T> sums, T logit, T sum_u, T unit,
-                                    T weight) {
-  const T target = loss.changed_target(logit);
-  const bool dominates = !(sums.max > target);  // also where the target is NaN, which thus spreads
-  const T max = dominates ? target : sums.max;
-  const T shift = sums.others > T(0) ? sums.max - max : T(0);
+FUSEDLOSS_HD RowState<T> make_state(const Loss& loss, RowSums<T> sums, T logit, int64_t label,
+                                    T sum_u, T unit, T weight) {
+  const TargetLogit<T> target = loss.changed_target(logit, label);
+  const T scale = loss.logit_scale();
+  // Also where the target is NaN, which thus spreads.
+  const bool dominates = !(sums.max > target.logit);
+  const T max = dominates ? target.logit : sums.max;
+  const T shift = sums.others > T(0) ? scale * (sums.max - max) : T(0);
   const T others = sums.others * exp_nonpositive(shift);
-  const T own = exp_nonpositive(target - max);
+  const T own = exp_nonpositive(scale * (target.logit - max));
   const T rest = dominates ? others + (own - T(1)) : (others - T(1)) + own;
-  RowState<T> state = restore_state(loss, max, rest, logit, T(0), sum_u, unit, weight);
-  state.smooth = (sum_u - unit) * (state.log_total - shift) - sums.terms;
+  RowState<T> state = restore_state(loss, max, rest, logit, target, T(0), sum_u, unit, weight);
+  state.smooth = (sum_u - unit) * (state.log_total - shift) - scale * sums.terms;
   return state;
 }
 
 // The same from the sums over all classes, where targets are probabilities.
 template <class T, class Loss>
 FUSEDLOSS_HD RowState<T> make_state_without_target(const Loss& loss, RowSums<T> sums, T sum_u) {
-  RowState<T> state =
-      restore_state(loss, sums.max, sums.others - T(1), sums.max, T(0), sum_u, T(0), T(0));
-  state.smooth = sum_u * state.log_total - sums.terms;
+  RowState<T> state = restore_state(loss, sums.max, sums.others - T(1), sums.max, {sums.max, T(1)},
+                                    T(0), sum_u, T(0), T(0));
+  state.smooth = sum_u * state.log_total - loss.logit_scale() * sums.terms;
   state.nll = T(0);
   return state;
 }
@@ -161,6 +173,10 @@ struct RowSoftmaxCall {
   int64_t num_classes;                 // below 2^31
   double target_share, uniform_share;  // of Terms::kProbabilities
   Terms terms;
+  // Logits of other classes than the target's above the ceiling are left out, as if -inf. For
+  // losses that change the target's logit.
+  bool has_ceiling;
+  double ceiling;
   bool weighted_mean;    // the mean divides by the sum of the targets' class weights, not by rows
   bool nothing_is_zero;  // a mean over nothing is 0; else NaN
   bool prescale;         // the gradient written in forward already carries 1/divisor. Where the two

@@ -41,7 +41,8 @@ FUSEDLOSS_CPU_LEVELS void finish_rows(const Loss loss, const RowConstants<T> con
     RowState<T> s;
     if constexpr (kHasTarget) {
       const T unit = constants.unit + constants.unit_weight * rows.weight[i];
-      s = make_state(loss, sums, rows.logit[i], constants.sum_u, unit, rows.weight[i]);
+      s = make_state(loss, sums, rows.logit[i], rows.label[i], constants.sum_u, unit,
+                     rows.weight[i]);
     } else {
       s = make_state_without_target(loss, sums, rows.sum_u[i]);
     }
@@ -53,8 +54,8 @@ FUSEDLOSS_CPU_LEVELS void finish_rows(const Loss loss, const RowConstants<T> con
     rows.smooth[i] = s.smooth;
     if constexpr (kWithGrad) {
       const RowGradient<T> g = loss.gradient(s, constants.scale);
-      // The exponentials at hand are e^(x - sums.max).
-      const T shift = sums.others > T(0) ? sums.max - s.max : T(0);
+      // The exponentials at hand are relative to sums.max.
+      const T shift = sums.others > T(0) ? loss.logit_scale() * (sums.max - s.max) : T(0);
       const T softmax = g.softmax * s.inverse * exp_nonpositive(shift);
       rows.softmax[i] = valid ? softmax : T(0);
       rows.slope[i] = valid ? g.terms : T(0);
@@ -73,8 +74,9 @@ FUSEDLOSS_CPU_LEVELS void restore_rows(const Loss loss, const RowConstants<T> co
     const T unit = constants.unit + constants.unit_weight * rows.weight[i];
     const T sum_u = kHasTarget ? constants.sum_u : rows.sum_u[i];
     const T logit = kHasTarget ? rows.logit[i] : rows.max[i];
-    const RowState<T> s = restore_state(loss, rows.max[i], rows.rest[i], logit, rows.smooth[i],
-                                        sum_u, unit, rows.weight[i]);
+    const TargetLogit<T> target = loss.changed_target(logit, rows.label[i]);
+    const RowState<T> s = restore_state(loss, rows.max[i], rows.rest[i], logit, target,
+                                        rows.smooth[i], sum_u, unit, rows.weight[i]);
     const RowScale<T> scale{constants.scale.main * rows.upstream[i],
                             constants.scale.by_row * rows.upstream[i]};
     const RowGradient<T> g = loss.gradient(s, scale);

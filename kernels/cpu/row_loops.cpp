@@ -13,8 +13,8 @@ FUSEDLOSS_HD T unit_of(const T* weights, int64_t this_class) {
 }
 
 template <Terms kTerms, bool kKeepExps, class T>
-FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, T* block, int64_t step,
-                                      int64_t classes, int64_t rows,
+FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, const ScaledExp<T> exp_of, T* block,
+                                      int64_t step, int64_t classes, int64_t rows,
                                       const Label<T>* __restrict label, const T* __restrict weights,
                                       const T* __restrict max, T* __restrict others,
                                       T* __restrict terms, T* __restrict logit) {
@@ -28,7 +28,7 @@ FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, T* block, int64_t s
     for (int64_t i = 0; i < rows; ++i) {
       const T value = x[i];
       const T below = value - max[i];
-      const T e = exp_nonpositive(below);
+      const T e = exp_of(below);
       const bool own = label[i] == this_class;
       if constexpr (kKeepExps) x[i] = e;
       others[i] += own ? T(0) : e;
@@ -39,9 +39,9 @@ FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, T* block, int64_t s
 }
 
 template <bool kKeepExps, class T>
-FUSEDLOSS_CPU_LEVELS void pixels_probability_sums(const NextBlock& next, T* block, int64_t step,
-                                                  int64_t classes, int64_t rows,
-                                                  const T* __restrict units,
+FUSEDLOSS_CPU_LEVELS void pixels_probability_sums(const NextBlock& next, const ScaledExp<T> exp_of,
+                                                  T* block, int64_t step, int64_t classes,
+                                                  int64_t rows, const T* __restrict units,
                                                   const T* __restrict max, T* __restrict others,
                                                   T* __restrict terms, T* __restrict sum_u) {
   for (int64_t i = 0; i < rows; ++i) others[i] = terms[i] = sum_u[i] = T(0);
@@ -52,7 +52,7 @@ FUSEDLOSS_CPU_LEVELS void pixels_probability_sums(const NextBlock& next, T* bloc
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
       const T below = x[i] - max[i];
-      const T e = exp_nonpositive(below);
+      const T e = exp_of(below);
       if constexpr (kKeepExps) x[i] = e;
       others[i] += e;
       terms[i] += u[i] * below;
@@ -81,7 +81,8 @@ FUSEDLOSS_CPU_LEVELS void LogitLoops<X>::pixels_max(const X* logits, int64_t log
 }
 
 template <class X>
-FUSEDLOSS_CPU_LEVELS void LogitLoops<X>::pixels_exps(const NextBlock& next, const X* logits,
+FUSEDLOSS_CPU_LEVELS void LogitLoops<X>::pixels_exps(const NextBlock& next,
+                                                     const ScaledExp<T> exp_of, const X* logits,
                                                      int64_t step, int64_t classes, int64_t rows,
                                                      const T* __restrict max, T* exps,
                                                      int64_t exps_step) {
@@ -90,7 +91,7 @@ FUSEDLOSS_CPU_LEVELS void LogitLoops<X>::pixels_exps(const NextBlock& next, cons
     const X* x = logits + c * step;
     T* out = exps + c * exps_step;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i) out[i] = exp_nonpositive(to<T>(x[i]) - max[i]);
+    for (int64_t i = 0; i < rows; ++i) out[i] = exp_of(to<T>(x[i]) - max[i]);
   }
 }
 
@@ -134,25 +135,26 @@ FUSEDLOSS_CPU_LEVELS void GradientLoops<X, kTerms>::row(const T* exps, int64_t c
 }
 
 template <class T, Terms kTerms>
-void SumLoops<T, kTerms>::pixels(const NextBlock& next, T* block, int64_t step, int64_t classes,
-                                 int64_t rows, const Label<T>* label, const T* weights,
-                                 const T* max, bool keep_exps, T* others, T* terms, T* logit) {
+void SumLoops<T, kTerms>::pixels(const NextBlock& next, ScaledExp<T> exp_of, T* block, int64_t step,
+                                 int64_t classes, int64_t rows, const Label<T>* label,
+                                 const T* weights, const T* max, bool keep_exps, T* others,
+                                 T* terms, T* logit) {
   if constexpr (kTerms != Terms::kProbabilities) {
     const auto loop = keep_exps ? pixels_sums<kTerms, true, T> : pixels_sums<kTerms, false, T>;
-    loop(next, block, step, classes, rows, label, weights, max, others, terms, logit);
+    loop(next, exp_of, block, step, classes, rows, label, weights, max, others, terms, logit);
   }
 }
 
 template <class T, Terms kTerms>
-FUSEDLOSS_CPU_LEVELS ChunkSums<T> SumLoops<T, kTerms>::row(const T* x, T max, int64_t count,
-                                                           Label<T> label, const T* units,
-                                                           T* exps) {
+FUSEDLOSS_CPU_LEVELS ChunkSums<T> SumLoops<T, kTerms>::row(const ScaledExp<T> exp_of, const T* x,
+                                                           T max, int64_t count, Label<T> label,
+                                                           const T* units, T* exps) {
   T others = T(0), terms = T(0), sum_u = T(0);
   const Label<T> length = static_cast<Label<T>>(count);
 #pragma omp simd reduction(+ : others, terms, sum_u)
   for (Label<T> j = 0; j < length; ++j) {
     const T below = x[j] - max;
-    const T e = exp_nonpositive(below);
+    const T e = exp_of(below);
     exps[j] = e;
     others += j == label ? T(0) : e;
     if constexpr (kTerms == Terms::kUniform) terms += j == label ? T(0) : below;
@@ -166,12 +168,13 @@ FUSEDLOSS_CPU_LEVELS ChunkSums<T> SumLoops<T, kTerms>::row(const T* x, T max, in
 }
 
 template <class T>
-void NumberLoops<T>::probability_pixels(const NextBlock& next, T* block, int64_t step,
-                                        int64_t classes, int64_t rows, const T* units, const T* max,
-                                        bool keep_exps, T* others, T* terms, T* sum_u) {
+void NumberLoops<T>::probability_pixels(const NextBlock& next, ScaledExp<T> exp_of, T* block,
+                                        int64_t step, int64_t classes, int64_t rows, const T* units,
+                                        const T* max, bool keep_exps, T* others, T* terms,
+                                        T* sum_u) {
   const auto loop =
       keep_exps ? pixels_probability_sums<true, T> : pixels_probability_sums<false, T>;
-  loop(next, block, step, classes, rows, units, max, others, terms, sum_u);
+  loop(next, exp_of, block, step, classes, rows, units, max, others, terms, sum_u);
 }
 
 template <class T>
@@ -202,9 +205,16 @@ FUSEDLOSS_CPU_LEVELS T NumberLoops<T>::row_max(const T* __restrict x, int64_t cl
 }
 
 template <class T>
-FUSEDLOSS_CPU_LEVELS void NumberLoops<T>::row_exps(const T* x, T max, int64_t classes, T* exps) {
+FUSEDLOSS_CPU_LEVELS void NumberLoops<T>::row_exps(const ScaledExp<T> exp_of, const T* x, T max,
+                                                   int64_t classes, T* exps) {
 #pragma GCC ivdep
-  for (int64_t j = 0; j < classes; ++j) exps[j] = exp_nonpositive(x[j] - max);
+  for (int64_t j = 0; j < classes; ++j) exps[j] = exp_of(x[j] - max);
+}
+
+template <class T>
+FUSEDLOSS_CPU_LEVELS void NumberLoops<T>::drop_above(T ceiling, int64_t count, T* __restrict x) {
+  for (int64_t j = 0; j < count; ++j)
+    x[j] = x[j] > ceiling ? -std::numeric_limits<T>::infinity() : x[j];
 }
 
 template <class T>

@@ -55,9 +55,9 @@ struct LogitLoops {
   static void pixels_max(const X* logits, int64_t logits_step, int64_t classes, int64_t rows,
                          T* block, int64_t step, T* max);
 
-  // e^(x - max) of a whole block, for backward. `exps` may be the logits.
-  static void pixels_exps(const NextBlock& next, const X* logits, int64_t step, int64_t classes,
-                          int64_t rows, const T* max, T* exps, int64_t exps_step);
+  // e^(s (x - max)) of a whole block, for backward. `exps` may be the logits.
+  static void pixels_exps(const NextBlock& next, ScaledExp<T> exp_of, const X* logits, int64_t step,
+                          int64_t classes, int64_t rows, const T* max, T* exps, int64_t exps_step);
 };
 
 // Loops that write gradients of type X. `units` are the u_j: class weights, or one for each element
@@ -82,24 +82,24 @@ struct ChunkSums {
 template <class T, Terms kTerms>
 struct SumLoops {
   // The sums over the classes but the label's, and the label's logit. The block's logits become
-  // e^(x - max) where those are kept.
-  static void pixels(const NextBlock& next, T* block, int64_t step, int64_t classes, int64_t rows,
-                     const Label<T>* label, const T* weights, const T* max, bool keep_exps,
-                     T* others, T* terms, T* logit);
+  // e^(s (x - max)) where those are kept.
+  static void pixels(const NextBlock& next, ScaledExp<T> exp_of, T* block, int64_t step,
+                     int64_t classes, int64_t rows, const Label<T>* label, const T* weights,
+                     const T* max, bool keep_exps, T* others, T* terms, T* logit);
 
-  // e^(x - max) of a stretch of a row into `exps` (which may be x), and its sums but for element
-  // `label`. Kept short by the caller, so that float sums lose nothing.
-  static ChunkSums<T> row(const T* x, T max, int64_t count, Label<T> label, const T* units,
-                          T* exps);
+  // e^(s (x - max)) of a stretch of a row into `exps` (which may be x), and its sums but for
+  // element `label`. Kept short by the caller, so that float sums lose nothing.
+  static ChunkSums<T> row(ScaledExp<T> exp_of, const T* x, T max, int64_t count, Label<T> label,
+                          const T* units, T* exps);
 };
 
 // Loops over numbers of one type.
 template <class T>
 struct NumberLoops {
   // SumLoops::pixels with probability targets: no class stands apart, u_j belongs to the element.
-  static void probability_pixels(const NextBlock& next, T* block, int64_t step, int64_t classes,
-                                 int64_t rows, const T* units, const T* max, bool keep_exps,
-                                 T* others, T* terms, T* sum_u);
+  static void probability_pixels(const NextBlock& next, ScaledExp<T> exp_of, T* block, int64_t step,
+                                 int64_t classes, int64_t rows, const T* units, const T* max,
+                                 bool keep_exps, T* others, T* terms, T* sum_u);
 
   // The maximum over the classes but the label's, for losses that change the target's logit.
   static void pixels_max_of_others(const T* block, int64_t step, int64_t classes, int64_t rows,
@@ -107,8 +107,11 @@ struct NumberLoops {
 
   static T row_max(const T* x, int64_t classes);
 
-  // e^(x - max) of a row, for backward. `exps` may be x.
-  static void row_exps(const T* x, T max, int64_t classes, T* exps);
+  // e^(s (x - max)) of a row, for backward. `exps` may be x.
+  static void row_exps(ScaledExp<T> exp_of, const T* x, T max, int64_t classes, T* exps);
+
+  // Logits above the ceiling become -inf.
+  static void drop_above(T ceiling, int64_t count, T* x);
 
   // Probability targets become their u_j, in place. `weights` moves by weights_step an element.
   static void to_units(T* target, int64_t count, T target_share, T uniform_share, const T* weights,

@@ -21,6 +21,7 @@ struct RowPlan {
   Shape rows;
   ClassView logits, target, grad;
   int64_t num_rows, block_rows, task_rows;
+  double logit_scale;
   bool along_rows;
   bool streams;  // rows of the gradient go past the cache
 };
@@ -40,11 +41,12 @@ inline ClassView split_classes(const TensorView& view, const Shape& shape) {
   return out;
 }
 
-inline RowPlan plan_rows(RowSoftmaxCall call) {
+inline RowPlan plan_rows(RowSoftmaxCall call, double logit_scale) {
   TensorView* views[] = {&call.logits,      &call.target, &call.grad,
                          &call.grad_output, &call.loss,   &call.saved};
   simplify(call.shape, views, 6);
   RowPlan plan{};
+  plan.logit_scale = logit_scale;
   const Shape& shape = call.shape;
   plan.rows = shape;
   plan.rows.class_dim = -1;

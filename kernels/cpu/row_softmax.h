@@ -264,20 +264,22 @@ auto with_terms(Terms terms, const F& f) {
 template <class X, class Loss>
 LabelReport forward_rows(const RowSoftmaxCall& given, const Loss& loss, const Threads& threads) {
   using T = typename Loss::value_type;
-  const RowPlan plan = plan_rows(given);
+  const RowPlan plan = plan_rows(given, loss.logit_scale());
   const RowSoftmaxCall& call = plan.call;
   const bool mean = call.reduction == Reduction::kMean;
   RowConstants<T> constants = row_constants<T>(call);
 
-  // The divisor that the gradient is written with; the loss's own scale follows from it.
+  // The divisor that the gradient is written with; the loss's own scale follows from it. Labels
+  // that are none are found before the gradient takes the place of logits.
   RowScale<double> divisor{1.0, 1.0};
+  const bool in_place = call.grad.data == call.logits.data;
+  RowCounts counts{plan.num_rows, 0.0};
+  if (call.indexed() && call.grad.data != nullptr && (mean || in_place)) {
+    const RowTotals found = count_labels<T>(plan, threads);
+    if (found.report.bad_label) return found.report;
+    counts = found.counts;
+  }
   if (mean && call.grad.data != nullptr) {
-    RowCounts counts{plan.num_rows, 0.0};
-    if (call.indexed()) {
-      const RowTotals found = count_labels<T>(plan, threads);
-      if (found.report.bad_label) return found.report;
-      counts = found.counts;
-    }
     divisor = divisors<T>(call, counts);
     const double carried = call.prescale ? 1.0 : divisor.main;
     constants.scale = {static_cast<T>(carried / divisor.main),
@@ -310,7 +312,7 @@ LabelReport forward_rows(const RowSoftmaxCall& given, const Loss& loss, const Th
 template <class X, class Loss>
 void backward_rows(const RowSoftmaxCall& given, const Loss& loss, const Threads& threads) {
   using T = typename Loss::value_type;
-  const RowPlan plan = plan_rows(given);
+  const RowPlan plan = plan_rows(given, loss.logit_scale());
   RowConstants<T> constants = row_constants<T>(plan.call);
   const T* scale = static_cast<const T*>(plan.call.scale);
   constants.scale = {scale[0], scale[1]};

@@ -18,6 +18,7 @@ class BlockWalk {
         classes_(plan.call.num_classes),
         step_(plan.along_rows ? plan.block_rows : 1),
         row_step_(plan.along_rows ? 1 : classes_),
+        exp_of_(static_cast<T>(plan.logit_scale)),
         exps_(allocate<T>(plan.block_rows * classes_)) {
     if (!plan.call.indexed()) units_ = allocate<T>(plan.block_rows * classes_);
   }
@@ -43,7 +44,7 @@ class BlockWalk {
     return units_.get();
   }
 
-  // Exponentials e^(x - max) in the buffer, sums in `rows`. The maximum is that of all classes,
+  // Exponentials e^(s (x - max)) in the buffer, sums in `rows`. The maximum is that of all classes,
   // which is as good as that of the others and cheaper, unless the loss changes the target's logit.
   template <Terms kTerms, bool kChangesTarget>
   void sums(int64_t begin, int64_t count, const T* units, bool keep_exps, RowArrays<T>& rows) {
@@ -59,18 +60,23 @@ class BlockWalk {
   // The same exponentials from rows.max.
   void exps(int64_t begin, int64_t count, const RowArrays<T>& rows) {
     T* out = exps_.get();
-    const X* direct = in_place(plan_.logits, begin, count);
+    const bool drops = plan_.call.has_ceiling;
+    const X* direct = drops ? nullptr : in_place(plan_.logits, begin, count);
     if (plan_.along_rows) {
       if (direct != nullptr)
-        return LogitLoops<X>::pixels_exps(next_block(begin + count), direct,
+        return LogitLoops<X>::pixels_exps(next_block(begin + count), exp_of_, direct,
                                           plan_.logits.class_stride, classes_, count, rows.max, out,
                                           step_);
       copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
-      return LogitLoops<T>::pixels_exps({}, out, step_, classes_, count, rows.max, out, step_);
+      if (drops) NumberLoops<T>::drop_above(ceiling(), classes_ * step_, out);
+      return LogitLoops<T>::pixels_exps({}, exp_of_, out, step_, classes_, count, rows.max, out,
+                                        step_);
     }
-    for (int64_t i = 0; i < count; ++i)
-      NumberLoops<T>::row_exps(row(begin + i, out + i * classes_), rows.max[i], classes_,
-                               out + i * classes_);
+    for (int64_t i = 0; i < count; ++i) {
+      T* exps = out + i * classes_;
+      const T* x = drops ? kept_row(begin + i, kNoClass, exps) : row(begin + i, exps);
+      NumberLoops<T>::row_exps(exp_of_, x, rows.max[i], classes_, exps);
+    }
   }
 
   // The label's logit of every row, for backward.
@@ -141,16 +147,17 @@ class BlockWalk {
       LogitLoops<T>::pixels_max(block, step_, classes_, count, block, step_, rows.max);
     }
     if constexpr (kChangesTarget) {
+      if (plan_.call.has_ceiling) drop_above_ceiling(begin, count, rows);
       NumberLoops<T>::pixels_max_of_others(block, step_, classes_, count, rows.label, rows.max);
       for (int64_t i = 0; i < count; ++i) rows.max[i] = to_subtract(rows.max[i]);
     }
     const NextBlock next = next_block(begin + count);
     if constexpr (kTerms == Terms::kProbabilities)
-      NumberLoops<T>::probability_pixels(next, block, step_, classes_, count, units, rows.max,
-                                         keep_exps, rows.others, rows.terms, rows.sum_u);
+      NumberLoops<T>::probability_pixels(next, exp_of_, block, step_, classes_, count, units,
+                                         rows.max, keep_exps, rows.others, rows.terms, rows.sum_u);
     else
-      SumLoops<T, kTerms>::pixels(next, block, step_, classes_, count, rows.label, units, rows.max,
-                                  keep_exps, rows.others, rows.terms, rows.logit);
+      SumLoops<T, kTerms>::pixels(next, exp_of_, block, step_, classes_, count, rows.label, units,
+                                  rows.max, keep_exps, rows.others, rows.terms, rows.logit);
   }
 
   // Row `index` as T: the tensor's memory, or `buffer` after a copy.
@@ -164,13 +171,34 @@ class BlockWalk {
     return buffer;
   }
 
+  T ceiling() const { return static_cast<T>(plan_.call.ceiling); }
+
+  // Row `index` in `buffer` without what the call leaves out.
+  const T* kept_row(int64_t index, int64_t label, T* buffer) const {
+    const T* x = row(index, buffer);
+    const T own = x[label < 0 ? 0 : label];
+    if (x != buffer) std::copy_n(x, classes_, buffer);
+    NumberLoops<T>::drop_above(ceiling(), classes_, buffer);
+    if (label >= 0) buffer[label] = own;
+    return buffer;
+  }
+
+  // The same of a block along rows.
+  void drop_above_ceiling(int64_t begin, int64_t count, RowArrays<T>& rows) {
+    gather_logits(begin, count, rows);
+    NumberLoops<T>::drop_above(ceiling(), classes_ * step_, exps_.get());
+    for (int64_t i = 0; i < count; ++i)
+      if (rows.label[i] >= 0) exps_[rows.label[i] * step_ + i] = rows.logit[i];
+  }
+
   template <Terms kTerms, bool kChangesTarget>
   void sums_along_classes(int64_t begin, int64_t count, const T* units, RowArrays<T>& rows) {
     for (int64_t i = 0; i < count; ++i) {
       T* out = exps_.get() + i * classes_;
-      const T* x = row(begin + i, out);
-      T max = NumberLoops<T>::row_max(x, classes_);
       const int64_t label = rows.label[i];
+      const T* x = kChangesTarget && plan_.call.has_ceiling ? kept_row(begin + i, label, out)
+                                                            : row(begin + i, out);
+      T max = NumberLoops<T>::row_max(x, classes_);
       if (kChangesTarget && label >= 0 && !(x[label] < max)) {
         const T before = NumberLoops<T>::row_max(x, label);
         const T after = NumberLoops<T>::row_max(x + label + 1, classes_ - label - 1);
@@ -187,9 +215,9 @@ class BlockWalk {
         const int64_t length = classes_ - at < kChunk ? classes_ - at : kChunk;
         if (next != nullptr) prefetch(next + at * kSize, length * kSize);
         if (grad != nullptr) prefetch_to_write(grad + at * kSize, length * kSize);
-        const ChunkSums<T> chunk =
-            SumLoops<T, kTerms>::row(x + at, max, length, static_cast<Label<T>>(label - at),
-                                     u == nullptr ? nullptr : u + at, out + at);
+        const ChunkSums<T> chunk = SumLoops<T, kTerms>::row(
+            exp_of_, x + at, max, length, static_cast<Label<T>>(label - at),
+            u == nullptr ? nullptr : u + at, out + at);
         others += static_cast<double>(chunk.others);
         terms += static_cast<double>(chunk.terms);
         sum_u += static_cast<double>(chunk.sum_u);
@@ -243,6 +271,7 @@ class BlockWalk {
   const RowPlan& plan_;
   const int64_t classes_;
   const int64_t step_, row_step_;  // of the buffers, along classes and rows
+  const ScaledExp<T> exp_of_;
   std::unique_ptr<T[]> exps_, units_;
   std::unique_ptr<X[]> grads_;
 };

@@ -121,12 +121,29 @@ __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b)
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+// How the walks read a logit: the factor of all logits, and the ceiling above which those of other
+// classes than the target's are left out.
+template <class T>
+struct LogitRule {
+  T scale, ceiling;
+
+  template <class Loss>
+  static __device__ __forceinline__ LogitRule of(const RowSoftmaxCall& call, const Loss& loss) {
+    // Constants where no loss has them, so that the compiler leaves the arithmetic out.
+    if constexpr (!Loss::kChangesTarget) return {T(1), kInfinity<T>};
+    return {loss.logit_scale(), call.has_ceiling ? static_cast<T>(call.ceiling) : kInfinity<T>};
+  }
+
+  __device__ __forceinline__ T exp_of(T below) const { return exp_nonpositive(scale * below); }
+  __device__ __forceinline__ bool drops(T x) const { return x > ceiling; }
+};
+
 // What a thread has seen of a row without its target, relative to the maximum so far: to any logit
 // of the row instead, one with u = 0 (a masked class) may be so far off that the terms cancel.
 template <class T>
 struct RowStats {
   T max = -kInfinity<T>;
-  T others = T(0);  // sum of e^(x - max)
+  T others = T(0);  // sum of e^(s (x - max))
   T terms = T(0);   // sum of u (x - max)
   T sum_u = T(0);
 
@@ -142,15 +159,15 @@ struct RowStats {
   // Takes in N logits, one rescaling for all. -inf adds nothing: it stands for the target and for
   // classes beyond the last. NaN and +inf make `others` NaN. Their terms are added afterwards.
   template <int N>
-  __device__ __forceinline__ void add(const T (&x)[N]) {
+  __device__ __forceinline__ void add(const LogitRule<T>& rule, const T (&x)[N]) {
     const T before = max;
 #pragma unroll
-    for (int k = 0; k < N; ++k) max = larger(max, x[k]);
+    for (int k = 0; k < N; ++k) max = larger(max, rule.drops(x[k]) ? -kInfinity<T> : x[k]);
     const T at = shift();
-    others *= exp_nonpositive(before - at);
+    others *= rule.exp_of(before - at);
     terms += rise(before);
 #pragma unroll
-    for (int k = 0; k < N; ++k) others += exp_nonpositive(x[k] - at);
+    for (int k = 0; k < N; ++k) others += rule.drops(x[k]) ? T(0) : rule.exp_of(x[k] - at);
   }
 
   __device__ __forceinline__ void add_term(T x, T u) {
@@ -159,10 +176,10 @@ struct RowStats {
   }
 
   // Joins with the lanes' of a group of `lanes` (a power of two) neighbours: all get the result.
-  __device__ __forceinline__ void join(int lanes, bool has_terms) {
+  __device__ __forceinline__ void join(const LogitRule<T>& rule, int lanes, bool has_terms) {
     const T before = max;
     for (int d = lanes / 2; d > 0; d /= 2) max = larger(max, __shfl_xor_sync(0xffffffffu, max, d));
-    others *= exp_nonpositive(before - shift());
+    others *= rule.exp_of(before - shift());
     for (int d = lanes / 2; d > 0; d /= 2) others += __shfl_xor_sync(0xffffffffu, others, d);
     if (!has_terms) return;
     terms += rise(before);
@@ -172,11 +189,11 @@ struct RowStats {
     }
   }
 
-  __device__ __forceinline__ void join(const RowStats& with) {
+  __device__ __forceinline__ void join(const LogitRule<T>& rule, const RowStats& with) {
     RowStats other = with;
     const T a = max, b = with.max;
     max = other.max = larger(a, b);
-    others = others * exp_nonpositive(a - shift()) + other.others * exp_nonpositive(b - shift());
+    others = others * rule.exp_of(a - shift()) + other.others * rule.exp_of(b - shift());
     terms = (terms + rise(a)) + (other.terms + other.rise(b));
     sum_u += other.sum_u;
   }
@@ -196,7 +213,7 @@ __device__ __forceinline__ RowState<T> finish_row(const RowSoftmaxCall& call, co
   const RowSums<T> sums{stats.max, stats.others, stats.terms};
   if (!call.indexed()) return make_state_without_target(loss, sums, stats.sum_u);
   const T sum_u = has_weighted_terms(call.terms) ? stats.sum_u + in.unit : uniform_sum<T>(call);
-  return make_state(loss, sums, logit, sum_u, in.unit, in.weight);
+  return make_state(loss, sums, logit, in.label, sum_u, in.unit, in.weight);
 }
 
 // What N neighbouring rows leave for backward.
@@ -239,7 +256,8 @@ __device__ __forceinline__ void restore_rows(const RowSoftmaxCall& call, const L
     const T logit = labels[k] >= 0 ? logits[k] : max[k];
     const T smooth = weighted ? T(0) : third[k];
     const T sum_u = weighted ? third[k] : uniform_sum<T>(call);
-    states[k] = restore_state(loss, max[k], rest[k], logit, smooth, sum_u, in.unit, in.weight);
+    states[k] = restore_state(loss, max[k], rest[k], logit, loss.changed_target(logit, labels[k]),
+                              smooth, sum_u, in.unit, in.weight);
   }
 }
 
@@ -278,15 +296,16 @@ __device__ __forceinline__ void leave_rows(const RowSoftmaxCall& call, const Los
 // The row's gradient as the walk applies it. Ignored rows get zeros whatever their logits.
 template <class T>
 struct RowSlope {
-  T softmax, terms, target;  // the first times e^(x - max)
+  T softmax, terms, target;  // the first times e^(s (x - max))
   T max;
   int label;
+  LogitRule<T> rule;
 
   RowSlope() = default;
   template <class Loss>
-  __device__ __forceinline__ RowSlope(const Loss& loss, int row_class, const RowState<T>& state,
-                                      RowScale<T> scale)
-      : max(state.max), label(row_class) {
+  __device__ __forceinline__ RowSlope(const Loss& loss, const LogitRule<T>& how, int row_class,
+                                      const RowState<T>& state, RowScale<T> scale)
+      : max(state.max), label(row_class), rule(how) {
     const RowGradient<T> gradient = loss.gradient(state, scale);
     softmax = gradient.softmax * state.inverse;
     terms = gradient.terms;
@@ -297,7 +316,8 @@ struct RowSlope {
   __device__ __forceinline__ bool ignored() const { return label == kIgnored; }
 
   __device__ __forceinline__ T at(int j, T x, T u) const {
-    const T others = softmax * exp_nonpositive(x - max) + terms * u;
+    const T kept = softmax * rule.exp_of(x - max) + terms * u;
+    const T others = rule.drops(x) ? T(0) : kept;
     return ignored() ? T(0) : j == label ? target : others;
   }
 };

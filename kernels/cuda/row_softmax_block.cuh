@@ -65,14 +65,14 @@ struct RowChunk {
 // Takes N neighbouring logits into the statistics.
 template <int N, class T>
 __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowPlan& plan,
-                                          int64_t target_at, int j, int label, T (&x)[N],
-                                          RowStats<T>& stats) {
+                                          const LogitRule<T>& rule, int64_t target_at, int j,
+                                          int label, T (&x)[N], RowStats<T>& stats) {
   if (label >= j && label < j + N) {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (j + k == label) x[k] = -kInfinity<T>;
   }
-  stats.add(x);
+  stats.add(rule, x);
   if (call.terms == Terms::kNone) return;
   T u[N];
   term_units<Along::kClasses>(call, target_at + j * plan.target_step, plan.target_step, j, u);
@@ -83,9 +83,10 @@ __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowP
 
 template <Pass kPass, class T, class X>
 __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& call,
-                                                       const RowPlan& plan, const RowWalk<X>& walk,
-                                                       const X* row, X* kept, int64_t target_at,
-                                                       int label) {
+                                                       const RowPlan& plan,
+                                                       const LogitRule<T>& rule,
+                                                       const RowWalk<X>& walk, const X* row,
+                                                       X* kept, int64_t target_at, int label) {
   constexpr int V = RowWalk<X>::V, kAhead = RowWalk<X>::kAhead;
   const int threads = blockDim.x;
   RowStats<T> stats;
@@ -101,7 +102,7 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
       const int j = walk.vector_at(first + a * threads);
       if (kept != nullptr) store_vector<V>(chunks[a].raw, kept + j);
       chunks[a].convert();
-      add_chunk(call, plan, target_at, j, label, chunks[a].x, stats);
+      add_chunk(call, plan, rule, target_at, j, label, chunks[a].x, stats);
     }
   }
   for (int i = threadIdx.x; i < walk.leftovers(); i += threads) {
@@ -110,7 +111,7 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
     chunk.load(row + j);
     if (kept != nullptr) kept[j] = chunk.raw[0];
     chunk.convert();
-    add_chunk(call, plan, target_at, j, label, chunk.x, stats);
+    add_chunk(call, plan, rule, target_at, j, label, chunk.x, stats);
   }
   return stats;
 }
@@ -163,13 +164,14 @@ __device__ __forceinline__ void block_row_gradient(const RowSoftmaxCall& call, c
 
 // Joins the statistics of all threads: every thread gets the row's. `slots` must not be in use.
 template <class T>
-__device__ __forceinline__ void join_block(RowStats<T>& stats, bool has_terms, RowStats<T>* slots) {
+__device__ __forceinline__ void join_block(const LogitRule<T>& rule, RowStats<T>& stats,
+                                           bool has_terms, RowStats<T>* slots) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  stats.join(kWarp, has_terms);
+  stats.join(rule, kWarp, has_terms);
   if (lane == 0) slots[warp] = stats;
   __syncthreads();
   stats = lane < static_cast<int>(blockDim.x) / kWarp ? slots[lane] : RowStats<T>();
-  stats.join(kWarp, has_terms);
+  stats.join(rule, kWarp, has_terms);
 }
 
 template <Pass kPass, class X, class Loss>
@@ -180,6 +182,7 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
   using T = typename Loss::value_type;
   extern __shared__ __align__(16) unsigned char row_block_storage[];
   __shared__ RowStats<T> slots[kWarp];
+  const auto rule = LogitRule<T>::of(call, loss);
   RowTotals<T> totals;
   for (int64_t index = blockIdx.x; index < plan.rows; index += gridDim.x) {
     RowOffsets at = locate_row(call, plan, index);
@@ -201,9 +204,9 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
     } else {
       if (label[0] != kIgnored) {  // an ignored row is not read
         RowStats<T> stats =
-            block_row_stats<kPass, T>(call, plan, walk, row, kept, at.target, label[0]);
+            block_row_stats<kPass, T>(call, plan, rule, walk, row, kept, at.target, label[0]);
         __syncthreads();  // the slots of the row before have been read
-        join_block(stats, call.terms != Terms::kNone, slots);
+        join_block(rule, stats, call.terms != Terms::kNone, slots);
         state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
       }
       // Found again: kept, the offsets would fill registers during the walk.
@@ -211,7 +214,8 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
       if (threadIdx.x == 0) leave_rows(call, loss, label, state, at, totals);
     }
     if constexpr (kPass != Pass::kLoss) {
-      const RowSlope<T> slope(loss, label[0], state[0], row_scale<kPass, T>(call, plan, upstream));
+      const RowSlope<T> slope(loss, rule, label[0], state[0],
+                              row_scale<kPass, T>(call, plan, upstream));
       block_row_gradient<kPass>(call, plan, walk, row, kept, at.target, slope,
                                 static_cast<X*>(call.grad.data) + at.grad);
     }

@@ -164,7 +164,8 @@ int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& l
            block, loss);
     return blocks;
   }
-  constexpr int V = kPixelVector<X>;
+  // A loss with a margin has no registers for two pixels, and cosines of pixels are rare.
+  constexpr int V = Loss::kChangesTarget ? 1 : kPixelVector<X>;
   const bool vectors = everywhere(
       [&](const TensorView& view, int64_t step) { return allows_vectors(call, view, step, V); });
   return vectors ? launch_pixels<kPass, V, X>(call, plan, loss, stream)

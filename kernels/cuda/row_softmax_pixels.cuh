@@ -45,9 +45,9 @@ __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const Ro
 
 template <Pass kPass, int V, class X, class T>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
-                                            const PixelPlan& pixel, int slice, const X* pixels,
-                                            int64_t target_at, const int (&labels)[V],
-                                            PixelStats<V, T>& stats) {
+                                            const LogitRule<T>& rule, const PixelPlan& pixel,
+                                            int slice, const X* pixels, int64_t target_at,
+                                            const int (&labels)[V], PixelStats<V, T>& stats) {
   constexpr int U = kPixelClasses<X>;
   for (int j = slice * U; j < pixel.classes; j += pixel.slices * U) {
     alignas(sizeof(X) * V) X raw[U][V];
@@ -62,7 +62,7 @@ __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const Ro
         stats.logits[v] = x[u];
         x[u] = -kInfinity<T>;
       }
-      stats.rows[v].add(x);
+      stats.rows[v].add(rule, x);
     }
     if (call.terms == Terms::kNone) continue;
     // The logits once more, from the nearest cache: kept, they would fill registers.
@@ -106,8 +106,8 @@ __device__ __forceinline__ void pixel_gradients(const RowSoftmaxCall& call, cons
 // Joins what the warps that share rows have seen: every thread gets the whole. `slots` has one
 // place for each thread and may still be read by others.
 template <int V, class T>
-__device__ __forceinline__ void join_slices(PixelStats<V, T>& stats, int slices, int slice,
-                                            PixelStats<V, T>* slots) {
+__device__ __forceinline__ void join_slices(const LogitRule<T>& rule, PixelStats<V, T>& stats,
+                                            int slices, int slice, PixelStats<V, T>* slots) {
   __syncthreads();
   slots[threadIdx.x] = stats;
   __syncthreads();
@@ -118,7 +118,7 @@ __device__ __forceinline__ void join_slices(PixelStats<V, T>& stats, int slices,
     const PixelStats<V, T>& other = slots[first + s * kWarp];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      stats.rows[v].join(other.rows[v]);
+      stats.rows[v].join(rule, other.rows[v]);
       stats.logits[v] += other.logits[v];  // 0 but for the slice that has the target
     }
   }
@@ -133,6 +133,7 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
                                            RowTotals<typename Loss::value_type>& totals) {
   using T = typename Loss::value_type;
   const bool here = row < plan.rows;
+  const auto rule = LogitRule<T>::of(call, loss);
   // Found again where needed: kept, the offsets would fill registers during the walk.
   const auto offsets = [&] { return locate_row(call, plan, here ? row : 0); };
   RowOffsets at = offsets();
@@ -154,9 +155,9 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
     PixelStats<V, T> stats;
-    if (here) pixel_stats<kPass>(call, plan, pixel, slice, pixels, at.target, labels, stats);
+    if (here) pixel_stats<kPass>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
     if (pixel.slices > 1)
-      join_slices(stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
+      join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
 #pragma unroll
     for (int v = 0; v < V; ++v)
@@ -170,7 +171,7 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     RowSlope<T> slopes[V];
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      slopes[v] = {loss, labels[v], states[v], row_scale<kPass, T>(call, plan, upstream[v])};
+      slopes[v] = {loss, rule, labels[v], states[v], row_scale<kPass, T>(call, plan, upstream[v])};
     pixel_gradients<kPass>(call, plan, pixel, slice, pixels, at.target, slopes,
                            static_cast<X*>(call.grad.data) + at.grad);
   }

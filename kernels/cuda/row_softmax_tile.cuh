@@ -111,8 +111,8 @@ struct LaneWalk {
 
 template <class T, class X>
 __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, const RowPlan& plan,
-                                                 const LaneWalk& walk, const X* row, int label,
-                                                 int64_t target_at) {
+                                                 const LogitRule<T>& rule, const LaneWalk& walk,
+                                                 const X* row, int label, int64_t target_at) {
   constexpr int kStep = sizeof(T) == 8 ? 1 : 4;  // a double exponential takes many registers
   RowStats<T> stats;
   for (int first = walk.lane; first < walk.classes; first += kStep * walk.lanes) {
@@ -123,7 +123,7 @@ __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, con
       const int j = walk.class_of(i);
       x[k] = i < walk.classes && j != label ? to<T>(row[j]) : -kInfinity<T>;
     }
-    stats.add(x);
+    stats.add(rule, x);
   }
   if (call.terms == Terms::kNone) return stats;
   for (int i = walk.lane; i < walk.classes; i += walk.lanes) {
@@ -162,6 +162,7 @@ __device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPl
   int label[1] = {kIgnored};
   T logit[1] = {}, upstream[1] = {};
   RowState<T> state[1] = {};
+  const auto rule = LogitRule<T>::of(call, loss);
   if (here) {
     at = locate_row(call, plan, index);
     load_classes(call, at.target, label);
@@ -174,8 +175,8 @@ __device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPl
     }
   } else {
     RowStats<T> stats;
-    if (here) stats = row_stats<T>(call, plan, walk, row, label[0], at.target);
-    stats.join(walk.lanes, call.terms != Terms::kNone);
+    if (here) stats = row_stats<T>(call, plan, rule, walk, row, label[0], at.target);
+    stats.join(rule, walk.lanes, call.terms != Terms::kNone);
     // Found again: kept, the offsets would fill registers during the walk.
     if (here) at = locate_row(call, plan, index);
     state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
@@ -183,7 +184,8 @@ __device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPl
   }
   if constexpr (kPass != Pass::kLoss) {
     __syncwarp();  // all lanes have read the target's logit
-    const RowSlope<T> slope(loss, label[0], state[0], row_scale<kPass, T>(call, plan, upstream[0]));
+    const RowSlope<T> slope(loss, rule, label[0], state[0],
+                            row_scale<kPass, T>(call, plan, upstream[0]));
     if (kPass == Pass::kLossAndGrad && here) at = locate_row(call, plan, index);
     if (here) write_gradient(call, plan, walk, slope, at.target, row);
   }

@@ -73,10 +73,10 @@ __device__ __forceinline__ void load_vector_coherent(const T* from, T (&out)[V])
   memcpy(out, words, W::kBytes);
 }
 
-// Logits: in backward the gradient may be the same memory.
+// Logits: the gradient may be the same memory.
 template <Pass kPass, int V, class X>
 __device__ __forceinline__ void load_logits(const X* from, X (&out)[V]) {
-  if constexpr (kPass == Pass::kGrad)
+  if constexpr (kPass != Pass::kLoss)
     load_vector_coherent<V>(from, out);
   else
     load_vector<V>(from, out);

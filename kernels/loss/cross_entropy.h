@@ -56,7 +56,8 @@ struct CrossEntropy {
         terms_share(static_cast<T>(call.indexed() ? options.uniform_share(call.num_classes) : 1.0)),
         z_loss(static_cast<T>(options.z_loss)) {}
 
-  FUSEDLOSS_HD T changed_target(T logit) const { return logit; }
+  static constexpr FUSEDLOSS_HD T logit_scale() { return T(1); }
+  FUSEDLOSS_HD TargetLogit<T> changed_target(T logit, int64_t) const { return {logit, T(1)}; }
 
   FUSEDLOSS_HD T own(const RowState<T>& s) const {
     return label_share * s.weight + own_share * s.unit;

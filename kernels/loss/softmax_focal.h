@@ -46,7 +46,8 @@ struct SoftmaxFocal {
     others_share = terms_share * static_cast<T>(call.num_classes - 1);
   }
 
-  FUSEDLOSS_HD T changed_target(T logit) const { return logit; }
+  static constexpr FUSEDLOSS_HD T logit_scale() { return T(1); }
+  FUSEDLOSS_HD TargetLogit<T> changed_target(T logit, int64_t) const { return {logit, T(1)}; }
 
   FUSEDLOSS_HD T cross_entropy(const RowState<T>& s) const {
     return own_share * s.nll + terms_share * s.smooth;

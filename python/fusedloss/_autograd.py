@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -220,25 +221,43 @@ class SoftmaxFocalArguments(NamedTuple):
     reduction: int
 
 
-RowArguments = CrossEntropyArguments | SoftmaxFocalArguments
+class MarginArguments(NamedTuple):
+    """The numbers of a margin softmax; each margin counts where no tensor of it is given."""
+
+    scale: float
+    m1: float
+    m2: float
+    m3: float
+    easy: bool
+    linear: bool
+    straight_through: bool
+    label_smoothing: float
+    ceiling: float  # infinite without one
+    ignore_index: int
+    reduction: int
+
+
+RowArguments = CrossEntropyArguments | SoftmaxFocalArguments | MarginArguments
 
 
 @_positional
 class RowSoftmax(torch.autograd.Function):
     """The losses of the row-softmax engine; the type of ``arguments`` tells which.
 
-    (input, target, weight, normalizer, arguments, keep, in_place) -> (loss, scale, saved, grad).
-    ``weight`` [C] is cross entropy's class weights or focal's alpha. ``keep`` says what forward leaves
-    for backward: ``"nothing"``, ``"saved"`` (a few numbers a row) or ``"gradient"``. ``in_place`` lets
-    backward write the gradient over the logits.
+    (input, target, first, second, third, arguments, keep, in_place) -> (loss, scale, saved, grad).
+    The three are a loss's own tensors: cross entropy's class weights; focal's alpha and divisor; the
+    margins m1, m2 and m3. ``keep`` says what forward leaves for backward: ``"nothing"``, ``"saved"``
+    (a few numbers a row) or ``"gradient"``. ``in_place`` lets backward write the gradient over the
+    logits.
     """
 
     @staticmethod
     def forward(
         input: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        normalizer: Tensor | None,
+        first: Tensor | None,
+        second: Tensor | None,
+        third: Tensor | None,
         arguments: RowArguments,
         keep: str,
         in_place: bool,
@@ -246,23 +265,27 @@ class RowSoftmax(torch.autograd.Function):
         wanted = (keep == "saved", keep == "gradient")
         outputs: tuple[Tensor, Tensor, Tensor, Tensor]
         if isinstance(arguments, CrossEntropyArguments):
-            outputs = ops.cross_entropy_fwd(input, target, weight, *arguments, *wanted)
+            outputs = ops.cross_entropy_fwd(input, target, first, *arguments, *wanted)
+        elif isinstance(arguments, SoftmaxFocalArguments):
+            outputs = ops.softmax_focal_fwd(input, target, first, second, *arguments, *wanted)
         else:
-            outputs = ops.softmax_focal_fwd(input, target, weight, normalizer, *arguments, *wanted)
+            outputs = ops.margin_softmax_fwd(
+                input, target, first, second, third, *arguments, *wanted
+            )
         return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, target, weight, normalizer, ctx.arguments, ctx.keep, ctx.in_place = inputs
+        input, target, first, second, third, ctx.arguments, ctx.keep, ctx.in_place = inputs
         _, scale, saved, grad = output
         ctx.mark_non_differentiable(scale, saved, grad)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, target, weight, normalizer, scale, saved, grad)
+        ctx.save_for_backward(input, target, first, second, third, scale, saved, grad)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        input, target, weight, _, scale, saved, grad = ctx.saved_tensors
-        rest = (None,) * 6
+        input, target, first, second, third, scale, saved, grad = ctx.saved_tensors
+        rest = (None,) * 7
         if grad_output is None:
             return None, *rest
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -272,24 +295,29 @@ class RowSoftmax(torch.autograd.Function):
                 grad_output = grad_output.unsqueeze(class_dim(input))
             return finish_gradient(grad, grad_output, scale), *rest
         args: RowArguments = ctx.arguments
+        forward = (grad_output, scale, saved)
         if isinstance(args, SoftmaxFocalArguments):
             numbers = (args.alpha, args.gamma, args.label_smoothing, args.ignore_index)
-            return ops.softmax_focal_bwd(
-                grad_output, scale, saved, input, target, weight, *numbers
-            ), *rest
-        forward = (grad_output, scale, saved)
+            return ops.softmax_focal_bwd(*forward, input, target, first, *numbers), *rest
+        given: tuple[Any, ...]
+        if isinstance(args, CrossEntropyArguments):
+            apart, over = ops.cross_entropy_bwd, ops.cross_entropy_bwd_
+            given = (target, first, *args[:4])
+        else:
+            apart, over = ops.margin_softmax_bwd, ops.margin_softmax_bwd_
+            given = (target, first, second, third, *args[:10])
         if ctx.in_place and _memory_is_free(grad_output):
             place = input.detach()
-            ops.cross_entropy_bwd_(*forward, place, target, weight, *args[:4])
+            over(*forward, place, *given)
             # Whoever else saved the logits is told that they are gone.
             torch.autograd.graph.increment_version(input)
             return place, *rest
-        return ops.cross_entropy_bwd(*forward, input, target, weight, *args[:4]), *rest
+        return apart(*forward, input, *given), *rest
 
 
 def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     """The gradient as a function that autograd can differentiate again."""
-    input, target, weight, normalizer, _, _, _ = ctx.saved_tensors
+    input, target, first, second, third, _, _, _ = ctx.saved_tensors
     args: RowArguments = ctx.arguments
 
     def loss(x: Tensor) -> Tensor:
@@ -297,21 +325,37 @@ def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             return reference.cross_entropy(
                 x,
                 target,
-                weight,
+                first,
                 ignore_index=args.ignore_index,
                 reduction=REDUCTION_NAMES[args.reduction],
                 label_smoothing=args.label_smoothing,
                 smoothing="others" if args.smooth_others else "uniform",
                 z_loss=args.z_loss,
             )
-        return reference.softmax_focal_loss(
+        if isinstance(args, SoftmaxFocalArguments):
+            return reference.softmax_focal_loss(
+                x,
+                target,
+                alpha=args.alpha if first is None else first,
+                gamma=args.gamma,
+                ignore_index=args.ignore_index,
+                label_smoothing=args.label_smoothing,
+                normalizer=second if second is not None else args.normalizer or None,
+                reduction=REDUCTION_NAMES[args.reduction],
+            )
+        return reference.margin_softmax_loss(
             x,
             target,
-            alpha=args.alpha if weight is None else weight,
-            gamma=args.gamma,
-            ignore_index=args.ignore_index,
+            scale=args.scale,
+            m1=args.m1 if first is None else first,
+            m2=args.m2 if second is None else second,
+            m3=args.m3 if third is None else third,
+            easy_margin=args.easy,
+            monotonic="linear" if args.linear else "none",
+            gradient="straight_through" if args.straight_through else "exact",
             label_smoothing=args.label_smoothing,
-            normalizer=normalizer if normalizer is not None else args.normalizer or None,
+            filter_threshold=args.ceiling if args.ceiling < math.inf else None,
+            ignore_index=args.ignore_index,
             reduction=REDUCTION_NAMES[args.reduction],
         )
 

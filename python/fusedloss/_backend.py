@@ -118,6 +118,11 @@ def gradient_in_forward(input: Tensor) -> bool:
     return _schedule_setting.value == "forward"
 
 
+def recomputes() -> bool:
+    """Whether gradients are not to be computed in forward, wherever there is a choice."""
+    return _schedule_setting.value == "recompute"
+
+
 def why_not_native(device_type: str) -> str | None:
     """None where compiled kernels serve this device, else the reason in words."""
     if _ops.library_path() is None:

@@ -36,10 +36,14 @@ def tensor(
     return value
 
 
-def same_device(function: str, name: str, value: Tensor, input: Tensor) -> None:
-    """Every tensor must lie where the logits lie."""
+def same_device(
+    function: str, name: str, value: Tensor, input: Tensor, called: str = "input"
+) -> None:
+    """Every tensor must lie where the logits lie, which the function calls `called`."""
     if value.device != input.device:
-        raise ValueError(f"{function}: {name} is on {value.device}, but input is on {input.device}")
+        raise ValueError(
+            f"{function}: {name} is on {value.device}, but {called} is on {input.device}"
+        )
 
 
 def scalar(function: str, name: str, value: Tensor, input: Tensor) -> None:
@@ -63,12 +67,12 @@ def normalizer(function: str, value: float | Tensor | None, input: Tensor) -> fl
     return number(function, "normalizer", value, low=0.0, open_low=True)
 
 
-def logits(function: str, input: object) -> Tensor:
-    """The first argument of every loss."""
-    value = tensor(function, "input", input, LOGIT_DTYPES)
+def logits(function: str, input: object, called: str = "input") -> Tensor:
+    """The first argument of every loss, which the function calls `called`."""
+    value = tensor(function, called, input, LOGIT_DTYPES)
     if value.dim() > MAX_DIMS:
         raise ValueError(
-            f"{function}: input has {value.dim()} dimensions, accepted are at most {MAX_DIMS}"
+            f"{function}: {called} has {value.dim()} dimensions, accepted are at most {MAX_DIMS}"
         )
     return value
 
@@ -174,6 +178,16 @@ def number_or_vector(function: str, name: str, value: Tensor) -> None:
         )
 
 
+def number_or_tensor(
+    function: str, name: str, value: object, *, low: float = -math.inf, open_low: bool = False
+) -> float | Tensor:
+    """`value` as a finite number in this range, or a number or vector in a tensor, not looked into."""
+    if isinstance(value, Tensor):
+        number_or_vector(function, name, value)
+        return value
+    return number(function, name, value, low=low, open_low=open_low)
+
+
 def per_class(function: str, name: str, value: Tensor, input: Tensor) -> None:
     """`value` holds one number for each entry of the input's last dimension."""
     classes = input.size(-1) if input.dim() else 1
@@ -208,23 +222,32 @@ def is_bad_label(
 
 
 def label_error(
-    function: str, label: int, num_classes: int, *, background: bool = False
+    function: str,
+    label: int,
+    num_classes: int,
+    *,
+    background: bool = False,
+    called: str = "input",
 ) -> IndexError:
     """The error for such a label."""
     others = f", {num_classes} or -1 for background, and" if background else " and"
     return IndexError(
-        f"{function}: target holds label {label}, but input has {num_classes} classes; "
+        f"{function}: target holds label {label}, but {called} has {num_classes} classes; "
         f"accepted are 0 to {num_classes - 1}{others} ignore_index"
     )
 
 
-def class_logits(function: str, input: object) -> Tensor:
+def class_logits(function: str, input: object, called: str = "input") -> Tensor:
     """Logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]`` with at least one class."""
-    value = logits(function, input)
+    value = logits(function, input, called)
     if value.dim() == 0:
-        raise ValueError(f"{function}: input has no dimensions, accepted are [C] and [N, C, ...]")
+        raise ValueError(
+            f"{function}: {called} has no dimensions, accepted are [C] and [N, C, ...]"
+        )
     if value.size(class_dim(value)) == 0:
-        raise ValueError(f"{function}: input has shape {tuple(value.shape)}, which holds no class")
+        raise ValueError(
+            f"{function}: {called} has shape {tuple(value.shape)}, which holds no class"
+        )
     return value
 
 
@@ -233,14 +256,14 @@ def _row_shape(input: Tensor) -> torch.Size:
     return input.shape[:dim] + input.shape[dim + 1 :]
 
 
-def index_target(function: str, input: Tensor, target: object) -> Tensor:
+def index_target(function: str, input: Tensor, target: object, called: str = "input") -> Tensor:
     """Class indices of the input's shape without its classes."""
     value = tensor(function, "target", target, LABEL_DTYPES)
-    same_device(function, "target", value, input)
+    same_device(function, "target", value, input, called)
     if value.shape != _row_shape(input):
         raise ValueError(
             f"{function}: target has shape {tuple(value.shape)}, accepted are, as class indices for "
-            f"input's {tuple(input.shape)}, {tuple(_row_shape(input))}"
+            f"{called}'s {tuple(input.shape)}, {tuple(_row_shape(input))}"
         )
     return value
 
@@ -259,10 +282,12 @@ def index_or_probability_target(function: str, input: Tensor, target: object) ->
     )
 
 
-def class_weight(function: str, name: str, value: object, input: Tensor) -> Tensor:
+def class_weight(
+    function: str, name: str, value: object, input: Tensor, called: str = "input"
+) -> Tensor:
     """One number for each class."""
     weight = tensor(function, name, value)
-    same_device(function, name, weight, input)
+    same_device(function, name, weight, input, called)
     classes = input.size(class_dim(input))
     if weight.dim() != 1 or weight.size(0) != classes:
         raise ValueError(
@@ -272,6 +297,16 @@ def class_weight(function: str, name: str, value: object, input: Tensor) -> Tens
     return weight
 
 
+def one_for_each_class(
+    function: str, name: str, value: Tensor, input: Tensor, called: str = "input"
+) -> Tensor:
+    """`value` as one number for each class, for which one number may stand."""
+    if value.dim() > 0:
+        return class_weight(function, name, value, input, called)
+    same_device(function, name, value, input, called)
+    return value.expand(input.size(class_dim(input)))
+
+
 def debug_labels(
     function: str,
     target: Tensor,
@@ -279,6 +314,7 @@ def debug_labels(
     ignore_index: int,
     *,
     background: bool = False,
+    called: str = "input",
 ) -> None:
     """Under ``debug``, the error for a bad label that a GPU would only show as NaN."""
     if target.device.type == "cpu" or not _backend.debugging():
@@ -286,4 +322,6 @@ def debug_labels(
     target = target.long()
     found = target[is_bad_label(target, num_classes, ignore_index, background=background)]
     if found.numel():
-        raise label_error(function, int(found[0]), num_classes, background=background)
+        raise label_error(
+            function, int(found[0]), num_classes, background=background, called=called
+        )

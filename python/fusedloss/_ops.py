@@ -136,8 +136,21 @@ def _fake_row_bwd(
     return torch.empty_like(input)
 
 
-def _fake_cross_entropy_bwd_(*_: object) -> None:
+def _fake_row_bwd_(*_: object) -> None:
     return None
+
+
+def _fake_cross_entropy_fwd_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    smooth_others: bool,
+    z_loss: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    return _row_outputs(input, 0, reduction, False, False)[:2]
 
 
 def _fake_softmax_focal_fwd(
@@ -158,6 +171,50 @@ def _fake_softmax_focal_fwd(
     return _row_outputs(input, saved, reduction, with_saved, with_grad)
 
 
+def _fake_margin_softmax_fwd(
+    input: Tensor,
+    target: Tensor,
+    m1: Tensor | None,
+    m2: Tensor | None,
+    m3: Tensor | None,
+    logit_scale: float,
+    m1_value: float,
+    m2_value: float,
+    m3_value: float,
+    easy: bool,
+    linear: bool,
+    straight_through: bool,
+    label_smoothing: float,
+    ceiling: float,
+    ignore_index: int,
+    reduction: int,
+    with_saved: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _row_outputs(input, 2, reduction, with_saved, with_grad)
+
+
+def _fake_margin_softmax_fwd_(
+    input: Tensor,
+    target: Tensor,
+    m1: Tensor | None,
+    m2: Tensor | None,
+    m3: Tensor | None,
+    logit_scale: float,
+    m1_value: float,
+    m2_value: float,
+    m3_value: float,
+    easy: bool,
+    linear: bool,
+    straight_through: bool,
+    label_smoothing: float,
+    ceiling: float,
+    ignore_index: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    return _row_outputs(input, 0, reduction, False, False)[:2]
+
+
 def _fake_scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
     return torch.empty_like(grad)
 
@@ -172,9 +229,14 @@ if _library is not None:
         ("sigmoid_focal_bwd", _fake_sigmoid_focal_bwd),
         ("cross_entropy_fwd", _fake_cross_entropy_fwd),
         ("cross_entropy_bwd", _fake_row_bwd),
-        ("cross_entropy_bwd_", _fake_cross_entropy_bwd_),
+        ("cross_entropy_fwd_", _fake_cross_entropy_fwd_),
+        ("cross_entropy_bwd_", _fake_row_bwd_),
         ("softmax_focal_fwd", _fake_softmax_focal_fwd),
         ("softmax_focal_bwd", _fake_row_bwd),
+        ("margin_softmax_fwd", _fake_margin_softmax_fwd),
+        ("margin_softmax_fwd_", _fake_margin_softmax_fwd_),
+        ("margin_softmax_bwd", _fake_row_bwd),
+        ("margin_softmax_bwd_", _fake_row_bwd_),
         ("scale_gradient", _fake_scale_gradient),
         ("scale_gradient_", _fake_scale_gradient_),
     ):

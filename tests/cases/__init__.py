@@ -4,17 +4,20 @@ rows. A new loss adds rows here, not test files; table.py says what a row holds.
 
 from __future__ import annotations
 
-from . import cross_entropy, sigmoid_focal, softmax_focal
+from . import cross_entropy, margin_softmax, sigmoid_focal, softmax_focal
 from .cross_entropy import CROSS_ENTROPY
+from .margin_softmax import ARCFACE, MARGIN_SOFTMAX
 from .sigmoid_focal import SIGMOID_FOCAL
 from .softmax_focal import SOFTMAX_FOCAL
 from .table import Case, Loss, lay_out
 
 __all__ = [
+    "ARCFACE",
     "BY_NAME",
     "CASES",
     "CROSS_ENTROPY",
     "LOSSES",
+    "MARGIN_SOFTMAX",
     "SIGMOID_FOCAL",
     "SOFTMAX_FOCAL",
     "Case",
@@ -22,7 +25,12 @@ __all__ = [
     "lay_out",
 ]
 
-LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL]
-CASES = [*sigmoid_focal.CASES, *cross_entropy.CASES, *softmax_focal.CASES]
+LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL, MARGIN_SOFTMAX]
+CASES = [
+    *sigmoid_focal.CASES,
+    *cross_entropy.CASES,
+    *softmax_focal.CASES,
+    *margin_softmax.CASES,
+]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "names of cases must differ"

@@ -28,6 +28,8 @@ class Loss:
     backward_op: str
     classes_last: bool = False  # the class dimension is the last one, not the one after the batch
     background: bool = False  # the labels -1 and C are background
+    ignore_index: int = -100  # the default
+    cosines: bool = False  # of cosines in the place of logits
 
     def class_dim(self, dims: int) -> int:
         """Where an input of `dims` dimensions has its classes."""
@@ -47,7 +49,7 @@ class Case:
     target_dtype: torch.dtype = torch.int64
     layout: str = "contiguous"
     target_layout: str = "contiguous"
-    logits: str = "normal"  # normal | shifted | extreme | zero
+    logits: str = "normal"  # normal | shifted | extreme | zero | cosines
     ignored: float = 0.0  # share of ignored targets
     emulated: bool = True  # False: too many classes for the emulator's budget
     options: Options = field(default_factory=dict)
@@ -60,10 +62,12 @@ class Case:
             key: value(generator) if callable(value) else value
             for key, value in self.options.items()
         }
-        target = self._target(generator, options.get("ignore_index", -100))
+        target = self._target(generator, options.get("ignore_index", self.loss.ignore_index))
         return input, lay_out(target, self.target_layout), options
 
     def _logits(self, generator: torch.Generator) -> Tensor:
+        if self.logits == "cosines":  # all angles but the ends, which no half type tells apart
+            return torch.rand(self.shape, generator=generator, dtype=torch.float64) * 1.96 - 0.98
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
         if self.logits == "zero":
             return x * 0

@@ -1,5 +1,6 @@
 // The CUDA launchers of the row-softmax engine, running on the emulator, over raw addresses.
 #include "../../kernels/cuda/cross_entropy.h"
+#include "../../kernels/cuda/margin_softmax.h"
 #include "../../kernels/cuda/softmax_focal.h"
 #include "bind.h"
 #include "bind_emulated_views.h"
@@ -18,9 +19,26 @@ RowSoftmaxCall make_row_call(const py::dict& given) {
   call.target_share = given["target_share"].cast<double>();
   call.uniform_share = given["uniform_share"].cast<double>();
   call.terms = static_cast<Terms>(given["terms"].cast<int>());
+  call.has_ceiling = given["has_ceiling"].cast<bool>();
+  call.ceiling = given["ceiling"].cast<double>();
   call.weighted_mean = given["weighted_mean"].cast<bool>();
   call.nothing_is_zero = given["nothing_is_zero"].cast<bool>();
   return call;
+}
+
+MarginNumber margin_number(const py::dict& given, const std::string& name) {
+  return {given[name.c_str()].cast<double>(), address_of(given, (name + "_by_class").c_str())};
+}
+
+MarginOptions margin_options(const py::dict& given) {
+  return {given["scale"].cast<double>(),
+          margin_number(given, "m1"),
+          margin_number(given, "m2"),
+          margin_number(given, "m3"),
+          given["easy"].cast<bool>(),
+          given["linear"].cast<bool>(),
+          given["straight_through"].cast<bool>(),
+          given["label_smoothing"].cast<double>()};
 }
 
 }  // namespace
@@ -46,6 +64,12 @@ void bind_emulated_rows(py::module_& m) {
           launch_cross_entropy_bwd(make_row_call(given), {label_smoothing, smooth_others, z_loss},
                                    nullptr);
         });
+  m.def("margin_softmax_fwd", [](const py::dict& given, const py::dict& options) {
+    launch_margin_softmax_fwd(make_row_call(given), margin_options(options), nullptr);
+  });
+  m.def("margin_softmax_bwd", [](const py::dict& given, const py::dict& options) {
+    launch_margin_softmax_bwd(make_row_call(given), margin_options(options), nullptr);
+  });
   m.def("softmax_focal_fwd", [](const py::dict& given, double gamma, double label_smoothing) {
     launch_softmax_focal_fwd(make_row_call(given), {gamma, label_smoothing}, nullptr);
   });

@@ -212,7 +212,9 @@ void test_labels() {
 struct Margin : CrossEntropy<float> {
   static constexpr bool kChangesTarget = true;
   float margin;
-  FUSEDLOSS_HD float changed_target(float logit) const { return logit - margin; }
+  FUSEDLOSS_HD TargetLogit<float> changed_target(float logit, int64_t) const {
+    return {logit - margin, 1.0f};
+  }
 };
 
 // The target dominates by far before the margin (so that sums relative to it would vanish), a

@@ -18,6 +18,7 @@ from .require import MissingPackageError, require
 from .scenes import EMPTY, Scenes, make_split
 from .task import Task, TaskResult
 from .train import Schedule, train_both
+from .verification import Verification
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,25 @@ class Size:
     lengths: Mapping[str, Length]
 
 
-#: A step of recognition is the cheaper one by far and learns from the digits' crops alone.
+#: Recognition and verification learn from the digits' crops alone: their steps are far cheaper.
 FULL = Size(
     train_scenes=6144,
     held_out_scenes=256,
-    lengths={"detection": Length(500, 32), "recognition": Length(300, 64)},
+    lengths={
+        "detection": Length(500, 32),
+        "recognition": Length(300, 64),
+        "verification": Length(300, 64),
+    },
 )
 #: Only shows that everything runs; too short to learn much.
 QUICK = Size(
     train_scenes=128,
     held_out_scenes=16,
-    lengths={"detection": Length(16, 8), "recognition": Length(16, 8)},
+    lengths={
+        "detection": Length(16, 8),
+        "recognition": Length(16, 8),
+        "verification": Length(16, 8),
+    },
 )
 
 
@@ -118,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def tasks() -> list[Task]:
     """What the demo trains, in this order."""
-    return [Detection(), Recognition()]
+    return [Detection(), Recognition(), Verification()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ from fusedloss import sigmoid_focal_loss
 from .detector import IGNORE, Detector, assign, cell_centers, giou_loss, to_boxes
 from .drawing import RIGHT, TRUTH, WRONG, draw_box, draw_image, draw_label
 from .metrics import Detections, decode, evaluate, match
+from .networks import in_use
 from .scenes import BACKGROUND, EMPTY, NUM_CLASSES, Scenes
-from .task import EAGER, FUSED, Loss, Outputs
+from .task import EAGER, FUSED, Loss, Outputs, Task
 
 ALPHA, GAMMA = 0.25, 2.0
 #: Detections scored less are not counted in precision and recall, nor drawn.
@@ -54,16 +55,13 @@ def eager_focal(logits: Tensor, target: Tensor, num_positive: Tensor) -> Tensor:
     return (loss * counts[..., None]).sum() / num_positive
 
 
-class Detection:
+class Detection(Task):
     """Boxes and classes of the digits; see ``task.Task``."""
 
     name = "detection"
     loss_name = "sigmoid focal loss"
     losses: Mapping[str, Loss] = {FUSED: fused_focal, EAGER: eager_focal}
-
-    def build_model(self) -> nn.Module:
-        """A ``Detector``."""
-        return Detector()
+    network = Detector
 
     def forward(self, model: nn.Module, scenes: Scenes) -> Outputs:
         """Logits ``[N, A, C]``; arguments target ``[N, A]`` and the number of positives."""
@@ -93,7 +91,7 @@ class Detection:
             "average precision at IoU 0.5": scores.average_precision,
         }
 
-    def draw(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
+    def draw_scene(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
         """Digits dashed, detections solid with class and score, coloured by right or wrong."""
         found = detect(model, scene)
         right = match(found, scene.boxes, scene.labels)[0]
@@ -119,13 +117,10 @@ class Detection:
         ]
 
 
-@torch.no_grad()
 def detect(model: nn.Module, scenes: Scenes) -> Detections:
     """Run the detector as in use: evaluation mode, decoding, suppression."""
-    was_training = model.training
-    model.eval()
-    logits, distances = model(scenes.images)
-    model.train(was_training)
+    with in_use(model):
+        logits, distances = model(scenes.images)
     return decode(logits, to_boxes(distances, _centers(scenes)))
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .networks import block
 from .scenes import BACKGROUND, EMPTY, NUM_CLASSES
 
 #: Pixels per cell.
@@ -31,11 +32,6 @@ _UNIT = 8.0
 _PRIOR = 0.01
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
 class Detector(nn.Module):
     """Images ``[N, 1, H, W]`` to class logits ``[N, A, C]`` and distances ``[N, A, 4]``.
 
@@ -45,14 +41,14 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _block(1, 16, 2)
-        self.down4 = nn.Sequential(_block(16, 32, 2), _block(32, 32))
-        self.down8 = nn.Sequential(_block(32, 96, 2), _block(96, 96), _block(96, 96))
+        self.stem = block(1, 16, 2)
+        self.down4 = nn.Sequential(block(16, 32, 2), block(32, 32))
+        self.down8 = nn.Sequential(block(32, 96, 2), block(96, 96), block(96, 96))
         self.lateral4 = nn.Conv2d(32, 32, 1)
         self.lateral8 = nn.Conv2d(96, 32, 1)
-        self.merge4 = _block(32, 32)
+        self.merge4 = block(32, 32)
         self.lateral2 = nn.Conv2d(16, 32, 1)
-        self.merge2 = _block(32, 32)
+        self.merge2 = block(32, 32)
         self.classes = nn.Conv2d(32, 4 * NUM_CLASSES, 3, padding=1)
         self.distances = nn.Conv2d(32, 4 * 4, 3, padding=1)
         rare = -math.log((1.0 - _PRIOR) / _PRIOR)

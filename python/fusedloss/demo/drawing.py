@@ -1,9 +1,12 @@
-"""What the tasks draw on a scene: boxes with labels, on matplotlib axes."""
+"""What the tasks draw on matplotlib axes: boxes with labels on a scene, directions in space."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .scenes import Scenes
@@ -35,3 +38,33 @@ def draw_label(axes: Any, box: Tensor, text: str, colour: str) -> None:
         weight="bold",
         bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
     )
+
+
+def hammer(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of unit vectors ``[N, 3]`` on a map of the whole sphere that keeps areas: x, y ``[N]``.
+
+    Hammer's projection: an ellipse of half axes 2 sqrt(2) and sqrt(2), its middle (1, 0, 0).
+    """
+    x, y, z = directions.double().unbind(-1)
+    longitude = torch.atan2(y, x)
+    flat = (1.0 - z.square()).clamp(min=0.0).sqrt()  # cosine of the latitude
+    depth = (1.0 + flat * (longitude / 2).cos()).sqrt()
+    return 2 * math.sqrt(2) * flat * (longitude / 2).sin() / depth, math.sqrt(2) * z / depth
+
+
+def draw_sphere(axes: Any, embeddings: Tensor, labels: Tensor) -> None:
+    """Directions of embeddings ``[N, 3]`` on the sphere, coloured and named by digit."""
+    turn = torch.linspace(0.0, 2 * math.pi, 200)
+    axes.fill(2 * math.sqrt(2) * turn.cos(), math.sqrt(2) * turn.sin(), fc="#f4f4f4", ec="#999999")
+    directions = F.normalize(embeddings).cpu()
+    colours = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
+    axes.scatter(*hammer(directions), c=labels.cpu(), s=3.0, **colours)
+    for label in labels.unique().tolist():
+        middle = F.normalize(directions[labels.cpu() == label].sum(0), dim=0)
+        x, y = (float(place) for place in hammer(middle))
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.7}
+        axes.text(x, y, str(label), ha="center", va="center", weight="bold", bbox=box)
+    axes.margins(0.01)
+    axes.set_aspect("equal")
+    axes.set_xlabel("embeddings of all digits on their sphere", fontsize=9)
+    axes.spines[:].set_visible(False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,8 +12,9 @@ from fusedloss import cross_entropy
 
 from .calibration import expected_calibration_error
 from .drawing import RIGHT, WRONG, draw_box, draw_image, draw_label
+from .networks import DigitNetwork, in_use
 from .scenes import EMPTY, NUM_CLASSES, Scenes, digit_crops
-from .task import EAGER, FUSED, Loss, Outputs
+from .task import EAGER, FUSED, Loss, Outputs, Task
 
 SMOOTHING = 0.1
 
@@ -29,32 +29,20 @@ def eager_smoothing(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
 
 
-class Recognizer(nn.Sequential):
+class Recognizer(DigitNetwork):
     """Crops ``[N, 1, 16, 16]`` to class logits ``[N, C]``."""
 
     def __init__(self) -> None:
-        super().__init__(
-            *_block(1, 32),
-            nn.MaxPool2d(2),
-            *_block(32, 64),
-            nn.MaxPool2d(2),
-            *_block(64, 96),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(96, NUM_CLASSES),
-        )
+        super().__init__(NUM_CLASSES)
 
 
-class Recognition:
+class Recognition(Task):
     """Classes of the digits, whose boxes are given; see ``task.Task``."""
 
     name = "recognition"
     loss_name = "label-smoothing cross entropy"
     losses: Mapping[str, Loss] = {FUSED: fused_smoothing, EAGER: eager_smoothing}
-
-    def build_model(self) -> nn.Module:
-        """A ``Recognizer``."""
-        return Recognizer()
+    network = Recognizer
 
     def forward(self, model: nn.Module, scenes: Scenes) -> Outputs:
         """Logits ``[D, C]`` of the D digits of the scenes; argument labels ``[D]``."""
@@ -71,7 +59,7 @@ class Recognition:
             "calibration error": expected_calibration_error(confidence, right),
         }
 
-    def draw(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
+    def draw_scene(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
         """The digits' boxes with the answer and its confidence, coloured by right or wrong."""
         draw_image(axes, scene)
         boxes = scene.boxes[scene.labels != EMPTY]
@@ -85,17 +73,9 @@ class Recognition:
         return [("recognised, right", RIGHT, "-"), ("recognised, wrong", WRONG, "-")]
 
 
-@torch.no_grad()
 def recognize(model: nn.Module, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
     """Confidence, answer and label of every digit, ``[D]`` each, in evaluation mode."""
-    was_training = model.training
-    model.eval()
     crops, labels = digit_crops(scenes)
-    confidence, answers = model(crops).softmax(-1).max(-1)
-    model.train(was_training)
+    with in_use(model):
+        confidence, answers = model(crops).softmax(-1).max(-1)
     return confidence, answers, labels
-
-
-def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)

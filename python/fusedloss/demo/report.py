@@ -149,8 +149,8 @@ def _draw_scenes(figure: Any, result: TaskResult, held_out: Scenes) -> None:
     columns = min(_EXAMPLES, len(held_out))
     rows = figure.subplots(2, columns, squeeze=False)
     for row, (name, run) in zip(rows, result.runs.items(), strict=True):
-        for index, axes in enumerate(row):
-            result.task.draw(axes, run.model, held_out[index : index + 1])
+        result.task.draw(row, run.model, held_out)
+        for axes in row:
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(name, fontsize=13, color=_COLOURS[name], weight="bold")
         text = "     ".join(f"{metric} {value:.3f}" for metric, value in run.quality.items())

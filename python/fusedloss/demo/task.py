@@ -1,13 +1,14 @@
 """What a task of the demo is: a network, two spellings of one loss, and a way to judge it.
 
-Detection and recognition are there; segmentation of the same scenes fits the same frame.
+Segmentation of the same scenes would fit the same frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -72,35 +73,45 @@ class Run:
     quality: dict[str, float] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """One thing to learn from the scenes."""
+class Task(ABC):
+    """One thing to learn from the scenes.
 
-    @property
-    def name(self) -> str:
-        """Such as "detection"."""
+    Attributes:
+        name: such as "detection".
+        loss_name: such as "sigmoid focal loss".
+        losses: the compared loss as ``FUSED`` and as ``EAGER``.
+        network: made without arguments, with initial weights of torch's global generator.
+    """
 
-    @property
-    def loss_name(self) -> str:
-        """Such as "sigmoid focal loss"."""
+    name: str
+    loss_name: str
+    losses: Mapping[str, Loss]
+    network: type[nn.Module]
 
-    @property
-    def losses(self) -> Mapping[str, Loss]:
-        """The compared loss as ``FUSED`` and as ``EAGER``."""
-
-    def build_model(self) -> nn.Module:
-        """A fresh network; its initial weights come from torch's global generator."""
-
+    @abstractmethod
     def forward(self, model: nn.Module, scenes: Scenes) -> Outputs:
         """Run the network on a batch of scenes and prepare the loss's arguments."""
 
+    def finish(self, model: nn.Module, train: Scenes) -> nn.Module:
+        """The trained model as it is used: with what is chosen on training scenes afterwards."""
+        return model
+
+    @abstractmethod
     def evaluate(self, model: nn.Module, scenes: Scenes) -> dict[str, float]:
         """Metric -> value in [0, 1] on scenes the model has not seen."""
 
-    def draw(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
+    def draw(self, row: Sequence[Any], model: nn.Module, held_out: Scenes) -> None:
+        """Fill a row of matplotlib axes with the model's answers: a scene in each."""
+        for index, axes in enumerate(row):
+            self.draw_scene(axes, model, held_out[index : index + 1])
+
+    @abstractmethod
+    def draw_scene(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
         """Show one scene (a ``Scenes`` of length 1) and the model's answer on matplotlib axes."""
 
+    @abstractmethod
     def legend(self) -> list[tuple[str, str, str]]:
-        """Meaning of the lines that ``draw`` uses: (text, colour, line style)."""
+        """Meaning of the lines that ``draw_scene`` uses: (text, colour, line style)."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class _Trainer:
     def __init__(self, task: Task, loss: Loss, schedule: Schedule, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(schedule.seed)
-            model = task.build_model()
+            model = task.network()
         self.run = Run(model.to(device).to(memory_format=torch.channels_last))
         self._task = task
         self._loss = loss
@@ -101,8 +101,10 @@ def train_both(
                 f"{name} {trainer.run.losses[-1]:.4f}" for name, trainer in trainers.items()
             )
     held_out = scenes.held_out.to(device)
+    train = scenes.train.to(device)
     for trainer in trainers.values():
-        trainer.run.quality = task.evaluate(_frozen(trainer.run.model), held_out)
+        model = trainer.run.model = task.finish(_frozen(trainer.run.model), train)
+        trainer.run.quality = task.evaluate(model, held_out)
     runs = {name: trainer.run for name, trainer in trainers.items()}
     last = scenes.train[order[-1]].to(device)
     value_error, gradient_error = same_logits(task, runs[FUSED].model, last)

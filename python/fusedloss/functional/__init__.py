@@ -1,7 +1,29 @@
 """The losses as functions."""
 
 from .cross_entropy import cross_entropy, nll_loss
+from .linear import linear_cross_entropy, linear_margin_softmax_loss
+from .margin_softmax import (
+    arcface_loss,
+    cosface_loss,
+    margin_softmax_loss,
+    modified_softmax_loss,
+    normface_loss,
+    sphereface_loss,
+)
 from .sigmoid_focal import sigmoid_focal_loss
 from .softmax_focal import softmax_focal_loss
 
-__all__ = ["cross_entropy", "nll_loss", "sigmoid_focal_loss", "softmax_focal_loss"]
+__all__ = [
+    "arcface_loss",
+    "cosface_loss",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "linear_margin_softmax_loss",
+    "margin_softmax_loss",
+    "modified_softmax_loss",
+    "nll_loss",
+    "normface_loss",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+    "sphereface_loss",
+]

@@ -100,7 +100,7 @@ def cross_entropy(
         label_smoothing, smoothing == "others", z_loss, ignore_index, _ops.REDUCTIONS[reduction]
     )
     weight = _ops.as_class_weight(weight, input)
-    loss: Tensor = RowSoftmax.apply(input, target, weight, None, arguments, keep, in_place)[0]
+    loss: Tensor = RowSoftmax.apply(input, target, weight, None, None, arguments, keep, in_place)[0]
     return loss
 
 
@@ -111,9 +111,9 @@ def check_cross_entropy_options(
     smoothing: str,
     z_loss: float,
     inplace_backward: bool,
+    name: str = "cross_entropy",
 ) -> tuple[int, str, float, str, float, bool]:
     """The options that need no input to be checked, in their right types."""
-    name = "cross_entropy"
     ignore_index = _checks.integer(name, "ignore_index", ignore_index)
     reduction = _checks.reduction(name, reduction)
     label_smoothing = _checks.number(name, "label_smoothing", label_smoothing, low=0.0, high=1.0)

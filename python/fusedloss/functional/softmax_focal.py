@@ -94,6 +94,7 @@ def softmax_focal_loss(
         target,
         _ops.as_class_weight(alpha, input) if isinstance(alpha, Tensor) else None,
         normalizer if isinstance(normalizer, Tensor) else None,
+        None,
         arguments,
         keep,
         False,

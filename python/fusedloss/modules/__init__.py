@@ -1,0 +1,26 @@
+"""The losses as modules: the options are given once, the call takes logits and targets."""
+
+from .cross_entropy import CrossEntropyLoss, LabelSmoothingCrossEntropyLoss, NLLLoss
+from .focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from .margin_softmax import (
+    ArcFaceLoss,
+    CombinedMarginLoss,
+    CosFaceLoss,
+    ModifiedSoftmaxLoss,
+    NormFaceLoss,
+    SphereFaceLoss,
+)
+
+__all__ = [
+    "ArcFaceLoss",
+    "CombinedMarginLoss",
+    "CosFaceLoss",
+    "CrossEntropyLoss",
+    "LabelSmoothingCrossEntropyLoss",
+    "ModifiedSoftmaxLoss",
+    "NLLLoss",
+    "NormFaceLoss",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+    "SphereFaceLoss",
+]

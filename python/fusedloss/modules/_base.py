@@ -1,0 +1,23 @@
+"""What the loss modules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class LossModule(nn.Module):
+    """A loss whose options are attributes of their own names."""
+
+    _option_names: tuple[str, ...]
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._option_names}
+
+    def extra_repr(self) -> str:
+        """The options, as ``repr`` shows them: of a tensor its length."""
+        return ", ".join(
+            f"{name}=tensor[{value.numel()}]" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, value in self._options().items()
+        )

@@ -1,0 +1,21 @@
+"""The losses in eager PyTorch: written for clarity, differentiable to any order.
+
+They define what the kernels must return, serve devices that have no kernels, and compute second
+derivatives and gradients of arguments other than the logits. Half logits are computed in float32.
+"""
+
+from .cross_entropy import cross_entropy, nll_loss
+from .linear import linear_cross_entropy, linear_margin_softmax_loss
+from .margin_softmax import margin_softmax_loss
+from .sigmoid_focal import sigmoid_focal_loss
+from .softmax_focal import softmax_focal_loss
+
+__all__ = [
+    "cross_entropy",
+    "linear_cross_entropy",
+    "linear_margin_softmax_loss",
+    "margin_softmax_loss",
+    "nll_loss",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+]
