@@ -251,7 +251,7 @@ def test_training_learns() -> None:
         assert float((module.logits(data).argmax(1) == labels).float().mean()) > 0.95
 
 
-BIG_CLASSES, BIG_ROWS = 4000, 200
+BIG_CLASSES, BIG_ROWS = 16_000, 200
 
 
 def test_memory() -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
 from .._autograd import CrossEntropyArguments, differentiates
-from .._linear import PLAIN, Head, LinearArguments, LinearLoss
+from .._chunks import PLAIN, Head
+from .._linear import LinearArguments, LinearLoss
 from .cross_entropy import check_cross_entropy_options
 from .margin_softmax import (
     MarginSoftmaxOptions,
@@ -63,7 +64,7 @@ def linear_margin_softmax_loss(
         ignore_index: rows with this class index have no loss and no gradient, whatever their features,
             and are not counted in the mean; -1, the default, marks rows whose class lives elsewhere.
         sub_centers: K from 1 to 255; the largest cosine of a class counts and alone has a gradient, of
-            equal ones the first.
+            equal ones the first (cosines with equal centers may differ by a rounding).
         normalize_features: divide each row of ``features`` by its length, of at least 1e-12.
         normalize_weight: divide each row of ``weight`` likewise.
         chunk_size: rows of a chunk. By default an eighth of all that takes between 16 and 64 MiB, and at

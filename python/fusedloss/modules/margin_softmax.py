@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks
-from .._linear import Head
+from .._chunks import Head
 from ..functional.linear import check_chunk_size, check_sub_centers, linear_margin_softmax
 from ..functional.margin_softmax import MarginSoftmaxOptions, check_margin_softmax_options
 from ..reference.linear import NORM_FLOOR
