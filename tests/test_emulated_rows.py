@@ -125,6 +125,7 @@ def test_policy_boundaries(emulator: ModuleType, row_bytes: int) -> None:
         _check(emulator, what, "margin_softmax_loss", cosine, target, **margins)
 
 
+torch.manual_seed(7)  # what follows is made once, whatever was imported before
 SHAPES: dict[str, Tensor] = {
     "one row": torch.randn(11),
     "several tiles": torch.randn(3000, 3),

@@ -10,7 +10,7 @@ import fusedloss
 import pytest
 import torch
 import torch.nn.functional as F
-from fusedloss import _linear, linear_cross_entropy, linear_margin_softmax_loss, reference
+from fusedloss import _chunks, _linear, linear_cross_entropy, linear_margin_softmax_loss, reference
 from fusedloss._chunks import CHUNK_BYTES, CHUNK_ROWS, PLAIN, Head, chunk_rows
 from fusedloss.benchmarks.memory import peak_bytes
 from hypothesis import given, settings
@@ -95,19 +95,18 @@ def make(
     dtype: torch.dtype = torch.float64,
     *,
     rows: int = ROWS,
-    bias: bool = True,
-    seed: int = 0,
+    classes: int = CLASSES,
 ) -> list[Tensor]:
     """(features, weight, target, bias) with every fifth row ignored."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    target = torch.randint(0, CLASSES, (rows,), generator=generator)
+    target = torch.randint(0, classes, (rows,), generator=generator)
     target[::5] = variant.ignored
-    weight = 0.3 * normal(CLASSES * variant.centers, WIDTH)
-    return [normal(rows, WIDTH), weight, target, normal(CLASSES)]
+    weight = 0.3 * normal(classes * variant.centers, WIDTH)
+    return [normal(rows, WIDTH), weight, target, normal(classes)]
 
 
 def leaves(inputs: list[Tensor], variant: Variant) -> list[Tensor]:
@@ -172,6 +171,28 @@ def test_values_and_gradients(name: str, reduction: str, schedule: str, dtype: t
     ):
         assert triple[0].dtype == dtype
         check_gradient(what, *triple)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "name", ["arcface", "sub-centers", "modified softmax", "uniform, z", "bare"]
+)
+def test_products_in_blocks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"scale": 2.0, "normalize_features": False, "normalize_weight": False}
+    variant = Variant(True, plain) if name == "bare" else VARIANTS[name]
+    inputs = make(variant, dtype, classes=100)
+    outcomes = []
+    # One class at once, six with a rest of four, and all.
+    for block, many in ((1, 1), (1024, 1), (1024, 1024)):
+        monkeypatch.setattr(_chunks, "MANY_CLASSES", many)
+        monkeypatch.setattr(_chunks, "BLOCK_CLASSES", block)
+        outcomes.append(gradients(variant.loss, variant, inputs, None, chunk_size=10))
+    exact = gradients(variant.eager, variant, wide(inputs), None)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for got in outcomes:
+        for ours, theirs in zip(got, exact, strict=True):
+            atol = tolerance * float(theirs.abs().max())
+            torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=atol)
 
 
 @each_reduction
@@ -496,6 +517,7 @@ def test_operators(wanted: list[bool], head: Head) -> None:
     torch.library.opcheck(torch.ops.fusedloss.linear_margin_softmax, bare)
 
 
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch knows no CUDA devices")
 @pytest.mark.parametrize("centers", [1, 3])
 def test_a_gpu_is_never_waited_for(centers: int) -> None:
     with FakeTensorMode():  # whose tensors have no values that anybody could look at
@@ -576,8 +598,8 @@ def test_the_logits_never_exist_whole(
     # Some numbers for each row of the weight, copies of features, and scratch that does not grow with
     # the sizes: a block of the product, of oneDNN for bfloat16.
     slack = 12 * BIG_CLASSES * variant.centers + 8 * BIG_ROWS * BIG_WIDTH
-    slack += 350_000 if dtype == torch.bfloat16 else 4 * 1024 * rows
-    monkeypatch.setattr(fusedloss._chunks, "BLOCK_ELEMENTS", 2**10)
+    slack += 350_000 if dtype == torch.bfloat16 else 4 * BIG_CLASSES // 16 * rows
+    monkeypatch.setattr(_chunks, "BLOCK_ELEMENTS", 2**10)
     with fusedloss.gradient_schedule(schedule):
         peak, grads = peak_of(variant, dtype, rows, reduction, ())
         assert peak <= grads + chunk + slack

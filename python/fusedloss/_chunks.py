@@ -30,9 +30,10 @@ CHUNK_BYTES = (16 * 2**20, 64 * 2**20)
 CHUNK_ROWS = 128
 # Elements of a block of the weight's gradient that is finished at once.
 BLOCK_ELEMENTS = 2**20
-# Classes of a product that is made transposed and copied into its place while it is in the cache: on a
-# CPU in float32 a quarter faster at 128 rows than the product as it is.
+# Classes of a product that is made transposed and copied into its place while it is in the cache, and
+# from how many classes on: on a CPU in float32, 128 rows take a quarter less time than as they are.
 BLOCK_CLASSES = 1024
+MANY_CLASSES = 1024
 
 # Losses [n] of logits [n, C]; with True, the logits are overwritten with their gradient.
 ChunkLoss = Callable[[Tensor, Tensor, bool], Tensor]
@@ -143,8 +144,10 @@ class Walk:
         self.of_features = torch.empty_like(features) if wanted[0] else features.new_empty(0)
         self.of_bias = features.new_zeros(columns if wanted[2] else 0, dtype=dtype)
         # MKL multiplies few rows slowly into long ones; oneDNN, which has the half types, does not.
-        self.in_blocks = features.device.type == "cpu" and features.dtype == dtype
-        self.block = features.new_empty(min(BLOCK_CLASSES, columns) * self.rows * self.in_blocks)
+        in_blocks = features.device.type == "cpu" and features.dtype == dtype
+        in_blocks = in_blocks and columns >= MANY_CLASSES
+        self.classes_at_once = min(BLOCK_CLASSES, columns // 16) if in_blocks else 0
+        self.block = features.new_empty(self.classes_at_once * self.rows)
         # The logits of a chunk; with sub-centers also another's, and whose are the largest.
         self.buffers = [features.new_empty(self.rows, columns)]
         if head.sub_centers > 1:
@@ -194,9 +197,9 @@ class Walk:
     def _product(self, features: Tensor, k: int, out: Tensor) -> None:
         """The logits of one center of each class. A bias and normalised centers do not go together."""
         center, bias, columns = self.weight.centers[k], self.bias, self.weight.columns
-        if self.in_blocks:
-            for start in range(0, len(center), BLOCK_CLASSES):
-                block = slice(start, start + BLOCK_CLASSES)
+        if self.classes_at_once:
+            for start in range(0, len(center), self.classes_at_once):
+                block = slice(start, start + self.classes_at_once)
                 place = out[:, block]
                 part = self.block[: place.numel()].view(place.size(1), place.size(0))
                 part = torch.mm(center[block], features.t(), out=part).t()
