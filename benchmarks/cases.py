@@ -150,8 +150,8 @@ IMAGENET, IMAGENET_21K = (8_192, 1_000), (1_024, 21_841)
 CITYSCAPES = (2, 19, 512, 1_024)
 CITYSCAPES_GPU = (8, 19, 1_024, 2_048)
 FACES, FACES_ODD = (256, 100_000), (128, 93_431)
-FACES_GPU = (4_096, 1_000_000)
-LINEAR, LINEAR_GPU = (512, 100_000), (4_096, 1_000_000)
+FACES_GPU = (1_024, 1_000_000)
+LINEAR, LINEAR_GPU = (512, 100_000), (1_024, 1_000_000)
 
 _smooth = functools.partial(_cross_entropy, smoothing=SMOOTHING)
 _street = functools.partial(
