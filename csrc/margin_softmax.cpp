@@ -69,7 +69,7 @@ RowOutputs forward(const Given& from, int64_t reduction, bool with_saved,
   RowSoftmaxCall call = from.call(reduction);
   const Context context(from.input);
   RowOutputs out = allocate_outputs(from.input, context, call,
-                                    with_saved ? saved_numbers(call.terms, false) : 0, grad);
+                                    with_saved ? saved_numbers(call.terms, false, true) : 0, grad);
   throw_if_bad(launch_margin_softmax_fwd(call, from.options, context.executor()),
                "margin_softmax_loss", call.num_classes, "cosine");
   return out;
@@ -79,7 +79,8 @@ template <class Context>
 void backward_into(const Given& from, const Tensor& grad, const Tensor& grad_output,
                    const Tensor& scale, const Tensor& saved) {
   RowSoftmaxCall call = from.call(0);
-  set_backward(call, from.input, grad_output, scale, saved, saved_numbers(call.terms, false), grad);
+  set_backward(call, from.input, grad_output, scale, saved, saved_numbers(call.terms, false, true),
+               grad);
   const Context context(from.input);
   launch_margin_softmax_bwd(call, from.options, context.executor());
 }

@@ -272,6 +272,7 @@ class _EmulatedRows(_EmulatedLoss):
 
     numbers_of_scale = (2,)
     gradient_needs_smooth = False
+    changes_target = False
 
     def __init__(
         self,
@@ -326,7 +327,9 @@ class _EmulatedRows(_EmulatedLoss):
     def saved_for_backward(self, wanted: bool) -> tuple[dict[str, Any], Tensor | None]:
         if not wanted:
             return {}, None
-        numbers = self.module.saved_numbers(self.terms, self.gradient_needs_smooth)
+        numbers = self.module.saved_numbers(
+            self.terms, self.gradient_needs_smooth, self.changes_target
+        )
         saved = torch.full([numbers, *self.rows()], torch.nan, dtype=self.dtype)
         view, step = self.saved_view(saved)
         return {"saved": view, "saved_stride": step}, saved
@@ -391,6 +394,8 @@ class SoftmaxFocal(_EmulatedRows):
 
 class MarginSoftmax(_EmulatedRows):
     """Margin softmax."""
+
+    changes_target = True
 
     def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
         options.setdefault("ignore_index", -1)

@@ -51,6 +51,7 @@ struct RowState {
   T log_total;     // log(1 + rest)
   T lse;           // log sum e^x_j
   T logit;         // x_t as it lies in memory
+  T changed;       // and what the loss puts in its place
   T nll;           // -log p_t
   T p, q;          // p_t and 1 - p_t
   T target_slope;  // derivative of the changed target logit by x_t
@@ -113,6 +114,7 @@ FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
   state.log_total = log_total;
   state.lse = scale * max + log_total;
   state.logit = logit;
+  state.changed = target.logit;
   state.target_slope = target.slope;
   state.nll = scale * (max - target.logit) + log_total;
   state.p = exp_nonpositive(scale * (target.logit - max)) * state.inverse;
@@ -194,10 +196,35 @@ FUSEDLOSS_HD constexpr bool has_weighted_terms(Terms terms) {
   return terms == Terms::kWeights || terms == Terms::kProbabilities;
 }
 
-// How many numbers a row leaves for backward: max, rest, and a third where the terms have weights
-// (sum_u) or where there are terms and the gradient needs `smooth` (smooth).
-FUSEDLOSS_HD constexpr int saved_numbers(Terms terms, bool gradient_needs_smooth) {
-  const bool third = has_weighted_terms(terms) || (gradient_needs_smooth && terms != Terms::kNone);
+// What a row leaves for backward beside max and rest.
+enum class ThirdSaved {
+  kNothing,
+  kSumU,    // where the terms have weights
+  kSmooth,  // where there are terms and the gradient needs it
+  // Where the loss changes the target's logit. Computed again it could come out a bit different,
+  // as compilers contract expressions differently in different kernels: a target that is the
+  // maximum would then not be it any more.
+  kChanged
+};
+
+FUSEDLOSS_HD constexpr ThirdSaved third_saved(Terms terms, bool gradient_needs_smooth,
+                                              bool changes_target) {
+  if (changes_target) return ThirdSaved::kChanged;
+  if (has_weighted_terms(terms)) return ThirdSaved::kSumU;
+  return gradient_needs_smooth && terms != Terms::kNone ? ThirdSaved::kSmooth
+                                                        : ThirdSaved::kNothing;
+}
+template <class Loss>
+FUSEDLOSS_HD constexpr ThirdSaved third_saved(Terms terms) {
+  static_assert(!Loss::kChangesTarget || !(Loss::kHasWeightedTerms || Loss::kGradientNeedsSmooth),
+                "there is one place for a third number");
+  return third_saved(terms, Loss::kGradientNeedsSmooth, Loss::kChangesTarget);
+}
+
+FUSEDLOSS_HD constexpr int saved_numbers(Terms terms, bool gradient_needs_smooth,
+                                         bool changes_target = false) {
+  const bool third =
+      third_saved(terms, gradient_needs_smooth, changes_target) != ThirdSaved::kNothing;
   return third ? 3 : 2;
 }
 

@@ -13,8 +13,8 @@ struct RowArrays {
   alignas(64) Label<T> label[kRows];
   alignas(64) T weight[kRows], logit[kRows], upstream[kRows];
   alignas(64) T max[kRows], others[kRows], terms[kRows], sum_u[kRows];
-  alignas(64) T rest[kRows], smooth[kRows];  // saved with max
-  alignas(64) T main[kRows], by_row[kRows];  // RowLoss
+  alignas(64) T rest[kRows], smooth[kRows], changed[kRows];  // saved with max
+  alignas(64) T main[kRows], by_row[kRows];                  // RowLoss
   alignas(64) T softmax[kRows], slope[kRows],
       target[kRows];  // RowGradient, softmax for e^(x - max)
 };
@@ -52,6 +52,7 @@ FUSEDLOSS_CPU_LEVELS void finish_rows(const Loss loss, const RowConstants<T> con
     rows.by_row[i] = valid ? value.by_row : T(0);
     rows.rest[i] = s.rest;
     rows.smooth[i] = s.smooth;
+    if constexpr (Loss::kChangesTarget) rows.changed[i] = s.changed;
     if constexpr (kWithGrad) {
       const RowGradient<T> g = loss.gradient(s, constants.scale);
       // The exponentials at hand are relative to sums.max.
@@ -74,7 +75,8 @@ FUSEDLOSS_CPU_LEVELS void restore_rows(const Loss loss, const RowConstants<T> co
     const T unit = constants.unit + constants.unit_weight * rows.weight[i];
     const T sum_u = kHasTarget ? constants.sum_u : rows.sum_u[i];
     const T logit = kHasTarget ? rows.logit[i] : rows.max[i];
-    const TargetLogit<T> target = loss.changed_target(logit, rows.label[i]);
+    TargetLogit<T> target = loss.changed_target(logit, rows.label[i]);
+    if constexpr (Loss::kChangesTarget) target.logit = rows.changed[i];
     const RowState<T> s = restore_state(loss, rows.max[i], rows.rest[i], logit, target,
                                         rows.smooth[i], sum_u, unit, rows.weight[i]);
     const RowScale<T> scale{constants.scale.main * rows.upstream[i],

@@ -188,6 +188,13 @@ inline double left_over(double carried, double wanted) {
   return carried == wanted ? 1.0 : carried / wanted;
 }
 
+// Where a block has what a row leaves beside max and rest.
+template <class T>
+T* third_number(ThirdSaved kind, RowArrays<T>& rows) {
+  if (kind == ThirdSaved::kChanged) return rows.changed;
+  return kind == ThirdSaved::kSumU ? rows.sum_u : rows.smooth;
+}
+
 template <Terms kTerms, class X, class Loss, class T>
 RowTotals forward_task(const RowPlan& plan, const Loss& loss, const RowConstants<T>& constants,
                        int64_t begin, int64_t end, RowTools<X, T>& tools) {
@@ -215,10 +222,10 @@ RowTotals forward_task(const RowPlan& plan, const Loss& loss, const RowConstants
     if (call.saved.data == nullptr) return;
     write_rows(plan, saved_view(call, 0), at, count, rows.max);
     write_rows(plan, saved_view(call, 1), at, count, rows.rest);
-    if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) < 3) return;
+    constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
+    if (kThird == ThirdSaved::kNothing) return;
     if (call.indexed()) std::fill_n(rows.sum_u, count, constants.sum_u);
-    const bool smooth = !has_weighted_terms(kTerms);
-    write_rows(plan, saved_view(call, 2), at, count, smooth ? rows.smooth : rows.sum_u);
+    write_rows(plan, saved_view(call, 2), at, count, third_number(kThird, rows));
   });
   return totals;
 }
@@ -235,12 +242,10 @@ void backward_task(const RowPlan& plan, const Loss& loss, const RowConstants<T>&
     read_rows(plan, call.grad_output, at, count, rows.upstream);
     read_rows(plan, saved_view(call, 0), at, count, rows.max);
     read_rows(plan, saved_view(call, 1), at, count, rows.rest);
-    T* third = has_weighted_terms(kTerms) ? rows.sum_u : rows.smooth;
-    if (third != rows.smooth) std::fill_n(rows.smooth, count, T(0));
-    if (saved_numbers(kTerms, Loss::kGradientNeedsSmooth) == 3)
-      read_rows(plan, saved_view(call, 2), at, count, third);
-    else
-      std::fill_n(third, count, T(0));
+    constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
+    std::fill_n(rows.smooth, count, T(0));
+    if (kThird != ThirdSaved::kNothing)
+      read_rows(plan, saved_view(call, 2), at, count, third_number(kThird, rows));
     tools.walk.gather_logits(at, count, rows);
     restore_rows<kHasTarget>(loss, constants, whole_vectors(count), rows);
     const T* units = tools.walk.units(at, count);

@@ -223,18 +223,19 @@ __device__ __forceinline__ void save_rows(const RowSoftmaxCall& call, const Loss
   if (call.saved.data == nullptr) return;
   T* saved = static_cast<T*>(call.saved.data) + saved_at;
   const int64_t step = call.saved.strides[call.shape.ndim - 1];
-  const bool weighted = has_weighted_terms(call.terms);
+  const ThirdSaved kind = third_saved<Loss>(call.terms);
   T max[N], rest[N], third[N];
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     max[k] = states[k].max;
     rest[k] = states[k].rest;
-    third[k] = weighted ? states[k].sum_u : states[k].smooth;
+    third[k] = kind == ThirdSaved::kChanged ? states[k].changed
+               : kind == ThirdSaved::kSumU  ? states[k].sum_u
+                                            : states[k].smooth;
   }
   store_apart(max, saved, step);
   store_apart(rest, saved + call.saved_stride, step);
-  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
-    store_apart(third, saved + 2 * call.saved_stride, step);
+  if (kind != ThirdSaved::kNothing) store_apart(third, saved + 2 * call.saved_stride, step);
 }
 
 // Their states in backward.
@@ -244,20 +245,21 @@ __device__ __forceinline__ void restore_rows(const RowSoftmaxCall& call, const L
                                              int64_t saved_at, RowState<T> (&states)[N]) {
   const T* saved = static_cast<const T*>(call.saved.data) + saved_at;
   const int64_t step = call.saved.strides[call.shape.ndim - 1];
-  const bool weighted = has_weighted_terms(call.terms);
+  const ThirdSaved kind = third_saved<Loss>(call.terms);
   T max[N], rest[N], third[N] = {};
   load_apart(saved, step, max);
   load_apart(saved + call.saved_stride, step, rest);
-  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
-    load_apart(saved + 2 * call.saved_stride, step, third);
+  if (kind != ThirdSaved::kNothing) load_apart(saved + 2 * call.saved_stride, step, third);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     const RowInput<T> in(call, labels[k]);
     const T logit = labels[k] >= 0 ? logits[k] : max[k];
-    const T smooth = weighted ? T(0) : third[k];
-    const T sum_u = weighted ? third[k] : uniform_sum<T>(call);
-    states[k] = restore_state(loss, max[k], rest[k], logit, loss.changed_target(logit, labels[k]),
-                              smooth, sum_u, in.unit, in.weight);
+    TargetLogit<T> target = loss.changed_target(logit, labels[k]);
+    if (kind == ThirdSaved::kChanged) target.logit = third[k];
+    const T smooth = kind == ThirdSaved::kSmooth ? third[k] : T(0);
+    const T sum_u = kind == ThirdSaved::kSumU ? third[k] : uniform_sum<T>(call);
+    states[k] =
+        restore_state(loss, max[k], rest[k], logit, target, smooth, sum_u, in.unit, in.weight);
   }
 }
 

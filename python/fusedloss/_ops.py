@@ -191,7 +191,7 @@ def _fake_margin_softmax_fwd(
     with_saved: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _row_outputs(input, 2, reduction, with_saved, with_grad)
+    return _row_outputs(input, 3, reduction, with_saved, with_grad)
 
 
 def _fake_margin_softmax_fwd_(

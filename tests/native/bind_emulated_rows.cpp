@@ -47,8 +47,8 @@ void bind_emulated_rows(py::module_& m) {
   m.def("row_softmax_workspace_bytes", [](const py::dict& given) {
     return row_softmax_workspace_bytes(make_row_call(given), nullptr);
   });
-  m.def("saved_numbers", [](int terms, bool gradient_needs_smooth) {
-    return saved_numbers(static_cast<Terms>(terms), gradient_needs_smooth);
+  m.def("saved_numbers", [](int terms, bool gradient_needs_smooth, bool changes_target) {
+    return saved_numbers(static_cast<Terms>(terms), gradient_needs_smooth, changes_target);
   });
   m.def("cross_entropy_shares", [](double label_smoothing, bool smooth_others, int64_t classes) {
     const CrossEntropyOptions options{label_smoothing, smooth_others, 0.0};

@@ -211,6 +211,7 @@ void test_labels() {
 // Cross entropy with the target's logit lowered by a margin, as CosFace does it.
 struct Margin : CrossEntropy<float> {
   static constexpr bool kChangesTarget = true;
+  static constexpr bool kHasWeightedTerms = false;
   float margin;
   FUSEDLOSS_HD TargetLogit<float> changed_target(float logit, int64_t) const {
     return {logit - margin, 1.0f};
