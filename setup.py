@@ -50,7 +50,9 @@ CPU_FLAGS = [
     "-Wall",
     "-g0",
 ]
+# A kernel that calls a host function is only warned of, and then undefined: what follows is left out.
 CUDA_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
+CUDA_FLAGS += ["-Werror=cross-execution-space-call"]
 # One entry for each generation; ptxas code of 8.0 also runs on 8.7, of 12.0 on 12.1.
 WANTED_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 

@@ -102,6 +102,7 @@ def _readable(names: list[str]) -> list[str]:
 def _compile(source: Path, architecture: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc()), "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cubin"]
+        command += ["-Werror=cross-execution-space-call"]
         command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xptxas=-v"]
         command += ["-o", str(Path(folder) / "out.cubin"), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -42,7 +42,7 @@ struct MarginOptions {
   bool straight_through;
   double label_smoothing;
 
-  bool by_class() const {
+  FUSEDLOSS_HD bool by_class() const {
     return m1.by_class != nullptr || m2.by_class != nullptr || m3.by_class != nullptr;
   }
 };
