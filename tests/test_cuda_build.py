@@ -107,6 +107,10 @@ def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     writing = [f for f in functions if re.search("PassE[12]", f.split("\n")[0])]
     assert len(writing) >= 2 * 3 * 4 * len(ROW_LOSSES)
     assert not [f.split("\n")[0] for f in writing if "STG" not in f]
+    plain = [f for f in functions if "plain_kernel" in f.split("\n")[0]]
+    # Float, float16 and bfloat16 in three passes: labels with gamma 2 and another, dense targets.
+    assert len([f for f in plain if "LDG.E.128" in f]) == 27
+    assert len([f for f in plain if "STG.E.128" in f]) == 18
     hot = [f for f in functions if "linear_kernel" in f.split("\n")[0]]
     full_width = [f for f in hot if "LDG.E.128" in f]
     # float, float16 and bfloat16 with full vectors and double, each for three passes; the others move
