@@ -49,11 +49,17 @@ FUSEDLOSS_HD T at_most(T bound, T x) {
 }
 
 #if defined(__CUDA_ARCH__)
-// 2^x and 1 / x as the special-function unit has them: 2 ulp and 1 ulp, subnormal results are 0.
-// CUDA's own intrinsics for them spend twice to four times the instructions on subnormal numbers.
+// 2^x, 1 / x and log2(x) as the special-function unit has them: 2 ulp, 1 ulp, and 2^-22 (absolute
+// between 1/2 and 2, else relative); subnormal numbers are 0. CUDA's own intrinsics for them spend
+// twice to four times the instructions on subnormal numbers.
 __device__ __forceinline__ float exp2_approximately(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float log2_approximately(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 __device__ __forceinline__ float reciprocal_approximately(float x) {
@@ -191,6 +197,24 @@ FUSEDLOSS_HD float log(float x) {
 #endif
 }
 
+// log(x) for x > 2.
+FUSEDLOSS_HD float log_above_two(float x) {
+#if defined(__CUDA_ARCH__)
+  return log2_approximately(x) * 0.693147181f;
+#else
+  return log(x);
+#endif
+}
+
+// q^gamma for normal q in (0, 1].
+FUSEDLOSS_HD float positive_power(float q, float gamma) {
+#if defined(__CUDA_ARCH__)
+  return exp2_approximately(gamma * log2_approximately(q));
+#else
+  return exp(gamma * log(q));
+#endif
+}
+
 // 1 / x for x in [2^-126, 2^126].
 FUSEDLOSS_HD float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
@@ -205,6 +229,8 @@ FUSEDLOSS_HD double exp(double x) { return ::exp(x); }
 FUSEDLOSS_HD double exp_bounded(double x) { return ::exp(x); }
 FUSEDLOSS_HD double log1p_unit(double x) { return ::log1p(x); }
 FUSEDLOSS_HD double log(double x) { return ::log(x); }
+FUSEDLOSS_HD double log_above_two(double x) { return ::log(x); }
+FUSEDLOSS_HD double positive_power(double q, double gamma) { return ::exp(gamma * ::log(q)); }
 
 constexpr double kPi = 3.14159265358979323846, kOneOverPi = 0.318309886183790671538;
 
@@ -338,7 +364,7 @@ template <class T>
 struct RealPower {
   T gamma;
   FUSEDLOSS_HD PowerDerivative<T> operator()(T q) const {
-    const T value = exp(gamma * log(q));
+    const T value = positive_power(q, gamma);
     return {value, gamma * value * reciprocal(q)};
   }
 };

@@ -73,17 +73,24 @@ __device__ __forceinline__ int class_of_label(const RowSoftmaxCall& call, int64_
   return is_class(label, call.num_classes) ? static_cast<int>(label) : kBadLabel;
 }
 
-// The classes of N rows, the first of whose targets is at `target_at`.
+// The labels of N rows as they lie in memory, the first at `target_at`. Apart from what they mean,
+// so that other loads can be issued while these are under way.
 template <int N>
-__device__ __forceinline__ void load_classes(const RowSoftmaxCall& call, int64_t target_at,
-                                             int (&out)[N]) {
+struct RawLabels {
   int64_t labels[N] = {};
-  if (call.indexed())
-    load_labels(call.target.data, call.target.dtype, target_at,
-                call.target.strides[call.shape.ndim - 1], labels);
+
+  __device__ __forceinline__ void load(const RowSoftmaxCall& call, int64_t target_at) {
+    if (call.indexed())
+      load_labels(call.target.data, call.target.dtype, target_at,
+                  call.target.strides[call.shape.ndim - 1], labels);
+  }
+
+  __device__ __forceinline__ void to_classes(const RowSoftmaxCall& call, int (&out)[N]) const {
 #pragma unroll
-  for (int k = 0; k < N; ++k) out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
-}
+    for (int k = 0; k < N; ++k)
+      out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
+  }
+};
 
 template <class T>
 __device__ __forceinline__ T class_weight(const RowSoftmaxCall& call, int j) {
@@ -185,7 +192,14 @@ struct RowStats {
     for (int k = 0; k < N; ++k) others += rule.drops(x[k]) ? T(0) : rule.exp_of(x[k] - at);
   }
 
-  // The terms of N logits where all u are 1: `counted` says which belong to it.
+  // The terms of N logits where all u are 1; `counted` says which belong to it.
+  template <int N>
+  __device__ __forceinline__ void add_uniform_terms(const T (&x)[N]) {
+    const T at = shift();
+#pragma unroll
+    for (int k = 0; k < N; ++k) terms += x[k] - at;
+    sum_u += T(N);
+  }
   template <int N>
   __device__ __forceinline__ void add_uniform_terms(const T (&x)[N], const bool (&counted)[N]) {
     const T at = shift();

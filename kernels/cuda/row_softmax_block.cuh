@@ -74,7 +74,8 @@ __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowP
       if (j + k == label) x[k] = -kInfinity<T>;
   }
   stats.add(rule, x);
-  if constexpr (kTerms == TermsKind::kUniform) {
+  if (kTerms == TermsKind::kUniform && !has_label) stats.add_uniform_terms(x);
+  if (kTerms == TermsKind::kUniform && has_label) {
     bool counted[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) counted[k] = j + k != label;
@@ -94,7 +95,9 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
                                                        const LogitRule<T>& rule,
                                                        const RowWalk<X>& walk, const X* row,
                                                        X* kept, int64_t target_at, int label) {
-  constexpr int V = RowWalk<X>::V, kAhead = RowWalk<X>::kAhead;
+  // Weights beside the 8 logits of a half type's vector leave no registers for a second one.
+  constexpr bool kCrowded = kTerms == TermsKind::kAny && sizeof(X) == 2;
+  constexpr int V = RowWalk<X>::V, kAhead = kCrowded ? 1 : RowWalk<X>::kAhead;
   const int threads = blockDim.x;
   RowStats<T> stats;
   for (int first = threadIdx.x; first < walk.span.vectors; first += kAhead * threads) {
@@ -205,7 +208,12 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
   const bool has_terms = kTerms != TermsKind::kNone && call.terms != Terms::kNone;
   const int warp = threadIdx.x / kWarp;
   RowTotals<T> totals;
+  RawLabels<1> raw, next;  // a row's label is loaded while the row before is worked on
+  if (blockIdx.x < plan.rows) next.load(call, locate_row(call, plan, blockIdx.x).target);
   for (int64_t index = blockIdx.x; index < plan.rows; index += gridDim.x) {
+    raw = next;
+    if (index + gridDim.x < plan.rows)
+      next.load(call, locate_row(call, plan, index + gridDim.x).target);
     RowOffsets at = locate_row(call, plan, index);
     const X* row = static_cast<const X*>(call.logits.data) + at.logits;
     X* kept = nullptr;
@@ -214,7 +222,7 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
     const X* grads = static_cast<const X*>(call.grad.data);
     const RowWalk<X> walk(row, kPass == Pass::kLoss ? nullptr : grads + at.grad, block.classes);
     int label[1];
-    load_classes(call, at.target, label);
+    raw.to_classes(call, label);
     const T logit[1] = {label[0] >= 0 ? to<T>(row[label[0]]) : T(0)};
     T upstream = T(0);
     RowState<T> state[1] = {};

@@ -167,8 +167,11 @@ int64_t walk_rows_of(const RowSoftmaxCall& call, const RowPlan& plan, const Loss
            {blocks, std::min(policy->threads, most), shared}, stream, call, plan, block, loss);
     return blocks;
   }
-  // A loss with a margin has no registers for two pixels, and cosines of pixels are rare.
-  constexpr int V = Loss::kChangesTarget ? 1 : kPixelVector<X>;
+  // A loss with a margin has no registers for two pixels, and cosines of pixels are rare; nor have
+  // weights of terms beside a gradient.
+  constexpr bool kCrowded =
+      Loss::kChangesTarget || (kPass == Pass::kLossAndGrad && kTerms == TermsKind::kAny);
+  constexpr int V = kCrowded ? 1 : kPixelVector<X>;
   const bool vectors = everywhere(
       [&](const TensorView& view, int64_t step) { return allows_vectors(call, view, step, V); });
   return vectors ? launch_pixels<kPass, kTerms, V, X>(call, plan, loss, stream)

@@ -58,13 +58,10 @@ __device__ __forceinline__ void add_pixels(const LogitRule<T>& rule, const X (&r
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     T x[U];
-    bool counted[U];
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      x[u] = j + u < classes ? to<T>(raw[u][v]) : -kInfinity<T>;
-      counted[u] = j + u < classes && j + u != labels[v];
-    }
-    if (static_cast<unsigned>(labels[v] - j) < static_cast<unsigned>(U)) {
+    for (int u = 0; u < U; ++u) x[u] = j + u < classes ? to<T>(raw[u][v]) : -kInfinity<T>;
+    const bool has_label = static_cast<unsigned>(labels[v] - j) < static_cast<unsigned>(U);
+    if (has_label) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         if (j + u != labels[v]) continue;
@@ -73,7 +70,33 @@ __device__ __forceinline__ void add_pixels(const LogitRule<T>& rule, const X (&r
       }
     }
     stats.rows[v].add(rule, x);
-    if constexpr (kTerms == TermsKind::kUniform) stats.rows[v].add_uniform_terms(x, counted);
+    if (kTerms != TermsKind::kUniform) continue;
+    if (!has_label && j + U <= classes) {
+      stats.rows[v].add_uniform_terms(x);
+      continue;
+    }
+    bool counted[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) counted[u] = j + u < classes && j + u != labels[v];
+    stats.rows[v].add_uniform_terms(x, counted);
+  }
+}
+
+// The terms of classes j to `end` of V rows. The logits once more, from the nearest cache: kept,
+// they would fill registers.
+template <Pass kPass, int V, class X, class T>
+__device__ __forceinline__ void add_pixel_terms(const RowSoftmaxCall& call, const RowPlan& plan,
+                                                const X* pixels, int64_t target_at, int j, int end,
+                                                const int (&labels)[V], PixelStats<V, T>& stats) {
+#pragma unroll 1
+  for (; j < end; ++j) {
+    T units[V];
+    alignas(sizeof(X) * V) X raw[V];
+    pixel_units(call, plan, target_at, j, units);
+    load_logits<kPass, V>(pixels + j * plan.logits_step, raw);
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      if (j != labels[v]) stats.rows[v].add_term(to<T>(raw[v]), units[v]);
   }
 }
 
@@ -81,27 +104,28 @@ template <Pass kPass, TermsKind kTerms, int V, class X, class T>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                             const LogitRule<T>& rule, const PixelPlan& pixel,
                                             int slice, const X* pixels, int64_t target_at,
-                                            const int (&labels)[V], PixelStats<V, T>& stats) {
+                                            const RawLabels<V>& raw_labels, int (&labels)[V],
+                                            PixelStats<V, T>& stats) {
   constexpr int U = kPixelClasses<X>;
-  for (int j = slice * U; j < pixel.classes; j += pixel.slices * U) {
-    alignas(sizeof(X) * V) X raw[U][V];
-    const bool whole = j + U <= pixel.classes;
-    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, whole, raw);
-    if (whole)
+  alignas(sizeof(X) * V) X raw[U][V];
+  const auto whole = [&](int j) { return j + U <= pixel.classes; };
+  const auto load = [&](int j) {
+    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, whole(j), raw);
+  };
+  int j = slice * U;
+  load(j);
+  raw_labels.to_classes(call, labels);  // waits for the labels while logits are on their way
+  while (true) {
+    if (whole(j))
       add_pixels<kTerms>(rule, raw, j, j + U, labels, stats);
     else
       add_pixels<kTerms>(rule, raw, j, pixel.classes, labels, stats);
-    if (kTerms != TermsKind::kAny || call.terms == Terms::kNone) continue;
-    // The logits once more, from the nearest cache: kept, they would fill registers.
-#pragma unroll 1
-    for (int k = j; k < j + U && k < pixel.classes; ++k) {
-      T units[V];
-      pixel_units(call, plan, target_at, k, units);
-      load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
-    }
+    if (kTerms == TermsKind::kAny && call.terms != Terms::kNone)
+      add_pixel_terms<kPass>(call, plan, pixels, target_at, j, min(j + U, pixel.classes), labels,
+                             stats);
+    j += pixel.slices * U;
+    if (j >= pixel.classes) return;
+    load(j);
   }
 }
 
@@ -172,14 +196,16 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
   const auto offsets = [&] { return locate_row(call, plan, here ? row : 0); };
   RowOffsets at = offsets();
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
+  RawLabels<V> raw;
+  if (here) raw.load(call, at.target);
   int labels[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) labels[v] = kIgnored;
-  if (here) load_classes(call, at.target, labels);
   RowState<T> states[V] = {};
   T upstream[V] = {};
   if constexpr (kPass == Pass::kGrad) {
     T logits[V] = {};
+    if (here) raw.to_classes(call, labels);
 #pragma unroll
     for (int v = 0; v < V; ++v)
       if (labels[v] >= 0) logits[v] = to<T>(pixels[v + labels[v] * plan.logits_step]);
@@ -190,7 +216,8 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
   } else {
     PixelStats<V, T> stats;
     if (here)
-      pixel_stats<kPass, kTerms>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
+      pixel_stats<kPass, kTerms>(call, plan, rule, pixel, slice, pixels, at.target, raw, labels,
+                                 stats);
     if (pixel.slices > 1)
       join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();

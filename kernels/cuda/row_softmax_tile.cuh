@@ -329,9 +329,11 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     const int64_t start = first * tile.classes;
     const X* from_logits = static_cast<const X*>(call.logits.data) + start;
     X* shared = reinterpret_cast<X*>(row_tile_storage + misalignment(from_logits));
-    int label[1] = {kIgnored};
-    if (mine < rows) load_classes(call, locate_row(call, plan, first + mine).target, label);
+    RawLabels<1> raw;
+    if (mine < rows) raw.load(call, locate_row(call, plan, first + mine).target);
     copy_in<kPass>(from_logits, shared, rows * tile.classes);
+    int label[1];
+    raw.to_classes(call, label);
     if (mine < rows) slots[mine].label = label[0];
     __syncthreads();
     T logit = T(0);
