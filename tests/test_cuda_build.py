@@ -96,9 +96,9 @@ def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     ).stdout
     functions = re.split(r"\n\s*Function : ", listed)[1:]
     assert functions, "no machine code for sm_90 in the library"
-    # Three passes, of which two write gradients; a kernel for each of the three narrow logit types and kinds of
-    # terms (cross entropy has three, the others two), one for double. Rows of classes that are not
-    # neighbours are moved by 8 bytes a thread, full sectors all the same.
+    # Three passes, of which two write gradients; a kernel for each of the three narrow logit types
+    # and kinds of terms (cross entropy has three, the others two), one for double. Rows of classes
+    # that are not neighbours are moved by 8 bytes a thread, full sectors all the same.
     variants = (3 * 3 + 1) + 2 * (3 * 2 + 1)
     for kernel in ("row_tile_kernel", "row_block_kernel"):
         hot = [f for f in functions if kernel in f.split("\n")[0]]
