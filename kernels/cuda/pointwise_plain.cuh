@@ -135,7 +135,7 @@ __device__ __forceinline__ void process_plain(const PlainVector<V, X, Targets>& 
     out[j] = from<X>(v.grad * factor);
   }
   totals.valid += V;
-  if (kPass != Pass::kLoss) store_vector<V>(out, grads);
+  if constexpr (kPass != Pass::kLoss) store_whole<V>(out, grads);
 }
 
 template <Pass kPass, int V, class X, class Loss, class Targets>
