@@ -107,7 +107,7 @@ FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
   RowState<T> state;
   const T scale = loss.logit_scale();
   const T total = T(1) + rest;
-  const T log_total = rest <= T(1) ? log1p_unit(rest) : log(total);
+  const T log_total = rest <= T(1) ? log1p_unit(rest) : log_above_two(total);
   state.max = max;
   state.rest = rest;
   state.inverse = reciprocal(total);

@@ -1,11 +1,11 @@
 // The pointwise engine on CUDA: any functor of ../core/pointwise.h.
 //
 // Two walks. `linear_kernel` takes logits that are dense in memory (in any order of dimensions):
-// each thread moves kVectorsPerThread vectors of V elements with 16-byte accesses, the unaligned
-// head and tail of the tensor go to single threads of block 0. `strided_kernel` takes everything
-// else, element by element. A forward with a sum or mean writes one BlockTotals a block, and
-// `finish_kernel` adds them in order: two launches, no atomics, no host synchronisation. A backward
-// is one launch.
+// each thread moves kFewestVectors vectors of V elements with 16-byte accesses, the unaligned head
+// and tail of the tensor go to single threads of block 0 (pointwise_plain.cuh has it for the calls
+// that matter). `strided_kernel` takes everything else, element by element. A forward with a sum or
+// mean writes one BlockTotals a block, and `finish_kernel` adds them in order: two launches, no
+// atomics, no host synchronisation. A backward is one launch.
 #pragma once
 
 #include "../core/pointwise.h"
@@ -34,6 +34,8 @@ struct LinearPlan {
   int64_t classes;  // length of a row; numel where nothing depends on rows
   int64_t head;     // elements before the first aligned vector
   int64_t vectors;
+  int rounds;  // vectors of a thread of plain_kernel, kPointwiseThreads vectors apart
+  int step_rows, step_classes;  // what that distance is in rows and classes
   Divider by_classes;
   bool by_row;  // whether labels or side operands need row and class
   SideOperand<T> side, weight, upstream;
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(kPointwiseThreads, kBlocksPerMultiprocessor)
                   const __grid_constant__ LinearPlan<typename Loss::value_type> plan,
                   const Loss loss) {
   using T = typename Loss::value_type;
-  constexpr int kTile = kPointwiseThreads * kVectorsPerThread * V;
+  constexpr int kTile = kPointwiseThreads * kFewestVectors * V;
   const X* all_logits = static_cast<const X*>(call.logits.data);
   const int64_t tile = plan.head + static_cast<int64_t>(blockIdx.x) * kTile;
   const T factor = gradient_factor<kPass, T>(call);
@@ -282,15 +284,17 @@ __global__ void __launch_bounds__(kPointwiseThreads, kBlocksPerMultiprocessor)
   if (kPass != Pass::kGrad) leave_totals(call, totals);
 }
 
-// Adds the blocks' totals and applies the mean's divisor: the loss, and the scale for backward.
+// Adds the blocks' totals and applies the mean's divisor: the loss, and the scale for backward. One
+// block, so as many loads as possible are under way.
 template <class T>
-__global__ void __launch_bounds__(kPointwiseThreads)
+__global__ void __launch_bounds__(kSumThreads)
     finish_kernel(const __grid_constant__ PointwiseCall call, int64_t blocks) {
-  __shared__ double loss_slots[kPointwiseThreads / kWarp];
-  __shared__ long long valid_slots[kPointwiseThreads / kWarp];
+  __shared__ double loss_slots[kSumThreads / kWarp];
+  __shared__ long long valid_slots[kSumThreads / kWarp];
   double loss = 0.0;
   long long valid = 0;
-  for (int64_t b = threadIdx.x; b < blocks; b += kPointwiseThreads) {
+#pragma unroll 4
+  for (int64_t b = threadIdx.x; b < blocks; b += kSumThreads) {
     const BlockTotals& block = static_cast<const BlockTotals*>(call.workspace)[b];
     loss += block.loss;
     valid += block.valid;

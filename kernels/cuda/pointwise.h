@@ -9,9 +9,13 @@ namespace fusedloss::cuda {
 
 constexpr int kPointwiseThreads = 256;
 constexpr int kBlocksPerMultiprocessor = 4;  // half occupancy: 64 registers a thread
-constexpr int kVectorsPerThread = 2;
+constexpr int kSumThreads = 1024;            // of the one block that adds all totals
+// Vectors of a thread. The end of a block, its sum, costs as much as a vector or two, so large
+// tensors take many; small ones are spread over more blocks.
+constexpr int kFewestVectors = 2, kMostVectors = 8;
+constexpr int64_t kEnoughBlocks = 1024;
 // Elements of one block: the narrowest vector (2 elements) gives the smallest tile.
-constexpr int64_t kSmallestTile = int64_t{kPointwiseThreads} * kVectorsPerThread * 2;
+constexpr int64_t kSmallestTile = int64_t{kPointwiseThreads} * kFewestVectors * 2;
 
 // What a block leaves behind for the finishing kernel.
 struct BlockTotals {

@@ -2,7 +2,7 @@
 // launches.
 #pragma once
 
-#include "pointwise.cuh"
+#include "pointwise_plain.cuh"
 
 namespace fusedloss::cuda {
 
@@ -70,25 +70,82 @@ bool plan_linear(const PointwiseCall& call, LinearPlan<T>& plan) {
 
   plan.head = plan.head < plan.numel ? plan.head : plan.numel;
   plan.vectors = (plan.numel - plan.head) / V;
+  plan.rounds = kFewestVectors;
+  while (plan.rounds < kMostVectors &&
+         plan.vectors >= 2 * kPointwiseThreads * plan.rounds * kEnoughBlocks)
+    plan.rounds *= 2;
+  plan.step_rows = static_cast<int>(kPointwiseThreads * V / plan.classes);
+  plan.step_classes = static_cast<int>(kPointwiseThreads * V % plan.classes);
   return true;
+}
+
+template <class T>
+Grid linear_grid(const LinearPlan<T>& plan, int rounds) {
+  const int64_t of_block = int64_t{kPointwiseThreads} * rounds;
+  return {plan.vectors > of_block ? (plan.vectors + of_block - 1) / of_block : 1,
+          kPointwiseThreads};
+}
+
+// What plain_kernel serves, but for its targets.
+template <class T>
+bool is_plain(const PointwiseCall& call, const LinearPlan<T>& plan) {
+  const bool elementwise_loss =
+      call.reduction == Reduction::kNone && call.grad_output.data == nullptr;
+  return call.side.data == nullptr && call.weight.data == nullptr && !elementwise_loss &&
+         plan.upstream.follows == Follows::kConstant;
+}
+
+template <class Targets>
+struct TargetsTag {
+  using type = Targets;
+};
+
+// `special.dense(run)` and `special.labels(run)` call `run` with the loss in its form for such
+// targets, or return false where there is none.
+template <Pass kPass, class X, class Special>
+bool try_plain(const PointwiseCall& call, const Special& special, cudaStream_t stream,
+               int64_t& blocks) {
+  constexpr int V = kVectorBytes / static_cast<int>(sizeof(X));
+  LinearPlan<Accumulator<X>> plan{};
+  if (!plan_linear<V>(call, plan) || !is_plain(call, plan)) return false;
+  const bool dense = !call.indexed && call.target.dtype == call.logits.dtype;
+  const bool labels = call.indexed && plan.classes >= V && plan.classes < kMostClasses;
+  if (!dense && !labels) return false;
+  const Grid grid = linear_grid(plan, plan.rounds);
+  blocks = grid.blocks;
+  const auto run = [&](auto targets) {
+    return [&](const auto& loss) {
+      using Targets = typename decltype(targets)::type;
+      launch("pointwise plain kernel",
+             plain_kernel<kPass, V, X, std::decay_t<decltype(loss)>, Targets>, grid, stream, call,
+             plan, loss);
+    };
+  };
+  return dense ? special.dense(run(TargetsTag<DenseTargets<V, X>>{}))
+               : special.labels(run(TargetsTag<LabelTargets<V, X>>{}));
 }
 
 template <Pass kPass, int V, class X, class Loss>
 bool try_linear(const PointwiseCall& call, const Loss& loss, cudaStream_t stream, int64_t& blocks) {
   LinearPlan<typename Loss::value_type> plan{};
   if (!plan_linear<V>(call, plan)) return false;
-  constexpr int64_t kVectors = int64_t{kPointwiseThreads} * kVectorsPerThread;
-  blocks = plan.vectors > kVectors ? (plan.vectors + kVectors - 1) / kVectors : 1;
-  launch("pointwise linear kernel", linear_kernel<kPass, V, X, Loss>, {blocks, kPointwiseThreads},
-         stream, call, plan, loss);
+  const Grid grid = linear_grid(plan, kFewestVectors);
+  blocks = grid.blocks;
+  launch("pointwise linear kernel", linear_kernel<kPass, V, X, Loss>, grid, stream, call, plan,
+         loss);
   return true;
 }
 
 // Launches the walk; returns its number of blocks.
-template <Pass kPass, class X, class Loss>
-int64_t walk(const PointwiseCall& call, const Loss& loss, cudaStream_t stream) {
+template <Pass kPass, class X, class Loss, class Special>
+int64_t walk(const PointwiseCall& call, const Loss& loss, const Special& special,
+             cudaStream_t stream) {
   constexpr int kFull = kVectorBytes / static_cast<int>(sizeof(X));
   int64_t blocks = 0;
+  // Double is there for tests, not for speed.
+  if constexpr (sizeof(X) < sizeof(double)) {
+    if (try_plain<kPass, X>(call, special, stream, blocks)) return blocks;
+  }
   const bool narrow_first = kFull > 2 && has_wider_operand(call, kFull);
   if (!narrow_first && try_linear<kPass, kFull, X>(call, loss, stream, blocks)) return blocks;
   if constexpr (kFull > 2) {
@@ -103,24 +160,25 @@ int64_t walk(const PointwiseCall& call, const Loss& loss, cudaStream_t stream) {
   return blocks;
 }
 
-template <class X, class Loss>
-void pointwise_forward(PointwiseCall call, const Loss& loss, cudaStream_t stream) {
+template <class X, class Loss, class Special>
+void pointwise_forward(PointwiseCall call, const Loss& loss, const Special& special,
+                       cudaStream_t stream) {
   using T = typename Loss::value_type;
   simplify_call(call);
   const bool empty = call.shape.numel() == 0;
   int64_t blocks = 0;
   if (!empty)
-    blocks = call.grad.data != nullptr ? walk<Pass::kLossAndGrad, X>(call, loss, stream)
-                                       : walk<Pass::kLoss, X>(call, loss, stream);
+    blocks = call.grad.data != nullptr ? walk<Pass::kLossAndGrad, X>(call, loss, special, stream)
+                                       : walk<Pass::kLoss, X>(call, loss, special, stream);
   if (empty || call.reduction != Reduction::kNone)
-    launch("pointwise finish kernel", finish_kernel<T>, {1, kPointwiseThreads}, stream, call,
-           blocks);
+    launch("pointwise finish kernel", finish_kernel<T>, {1, kSumThreads}, stream, call, blocks);
 }
 
-template <class X, class Loss>
-void pointwise_backward(PointwiseCall call, const Loss& loss, cudaStream_t stream) {
+template <class X, class Loss, class Special>
+void pointwise_backward(PointwiseCall call, const Loss& loss, const Special& special,
+                        cudaStream_t stream) {
   simplify_call(call);
-  if (call.shape.numel() > 0) walk<Pass::kGrad, X>(call, loss, stream);
+  if (call.shape.numel() > 0) walk<Pass::kGrad, X>(call, loss, special, stream);
 }
 
 }  // namespace fusedloss::cuda

@@ -38,16 +38,29 @@ struct RowOffsets {
 __device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, const RowPlan& plan,
                                                  int64_t row) {
   RowOffsets at;
-  for_each_index(call.shape.ndim, plan.by_size, row, [&](int d, int64_t index) {
+  const auto move = [&](int d, int64_t index) {
     at.logits += index * call.logits.strides[d];
     at.target += index * call.target.strides[d];
     at.upstream += index * call.grad_output.strides[d];
     at.loss += index * call.loss.strides[d];
     at.saved += index * call.saved.strides[d];
     at.grad += index * call.grad.strides[d];
-  });
+  };
+  // Straight code for the usual cases, of which the compiler leaves out what nobody asks for.
+  if (call.shape.ndim == 1) {
+    move(0, row);
+  } else if (call.shape.ndim == 2) {
+    int64_t inner;
+    move(0, plan.by_size[1].divide(row, inner));
+    move(1, inner);
+  } else {
+    for_each_index(call.shape.ndim, plan.by_size, row, move);
+  }
   return at;
 }
+
+// What the walks know of the terms at compile time. kAny looks at call.terms.
+enum class TermsKind { kNone, kUniform, kAny };
 
 // --- A row's side inputs
 
@@ -60,17 +73,24 @@ __device__ __forceinline__ int class_of_label(const RowSoftmaxCall& call, int64_
   return is_class(label, call.num_classes) ? static_cast<int>(label) : kBadLabel;
 }
 
-// The classes of N rows, the first of whose targets is at `target_at`.
+// The labels of N rows as they lie in memory, the first at `target_at`. Apart from what they mean,
+// so that other loads can be issued while these are under way.
 template <int N>
-__device__ __forceinline__ void load_classes(const RowSoftmaxCall& call, int64_t target_at,
-                                             int (&out)[N]) {
+struct RawLabels {
   int64_t labels[N] = {};
-  if (call.indexed())
-    load_labels(call.target.data, call.target.dtype, target_at,
-                call.target.strides[call.shape.ndim - 1], labels);
+
+  __device__ __forceinline__ void load(const RowSoftmaxCall& call, int64_t target_at) {
+    if (call.indexed())
+      load_labels(call.target.data, call.target.dtype, target_at,
+                  call.target.strides[call.shape.ndim - 1], labels);
+  }
+
+  __device__ __forceinline__ void to_classes(const RowSoftmaxCall& call, int (&out)[N]) const {
 #pragma unroll
-  for (int k = 0; k < N; ++k) out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
-}
+    for (int k = 0; k < N; ++k)
+      out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
+  }
+};
 
 template <class T>
 __device__ __forceinline__ T class_weight(const RowSoftmaxCall& call, int j) {
@@ -130,8 +150,10 @@ struct LogitRule {
   template <class Loss>
   static __device__ __forceinline__ LogitRule of(const RowSoftmaxCall& call, const Loss& loss) {
     // Constants where no loss has them, so that the compiler leaves the arithmetic out.
-    if constexpr (!Loss::kChangesTarget) return {T(1), kInfinity<T>};
-    return {loss.logit_scale(), call.has_ceiling ? static_cast<T>(call.ceiling) : kInfinity<T>};
+    if constexpr (!Loss::kChangesTarget)
+      return {T(1), kInfinity<T>};
+    else
+      return {loss.logit_scale(), call.has_ceiling ? static_cast<T>(call.ceiling) : kInfinity<T>};
   }
 
   __device__ __forceinline__ T exp_of(T below) const { return exp_nonpositive(scale * below); }
@@ -168,6 +190,24 @@ struct RowStats {
     terms += rise(before);
 #pragma unroll
     for (int k = 0; k < N; ++k) others += rule.drops(x[k]) ? T(0) : rule.exp_of(x[k] - at);
+  }
+
+  // The terms of N logits where all u are 1; `counted` says which belong to it.
+  template <int N>
+  __device__ __forceinline__ void add_uniform_terms(const T (&x)[N]) {
+    const T at = shift();
+#pragma unroll
+    for (int k = 0; k < N; ++k) terms += x[k] - at;
+    sum_u += T(N);
+  }
+  template <int N>
+  __device__ __forceinline__ void add_uniform_terms(const T (&x)[N], const bool (&counted)[N]) {
+    const T at = shift();
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      terms += counted[k] ? x[k] - at : T(0);
+      sum_u += counted[k] ? T(1) : T(0);
+    }
   }
 
   __device__ __forceinline__ void add_term(T x, T u) {
@@ -317,10 +357,10 @@ struct RowSlope {
 
   __device__ __forceinline__ bool ignored() const { return label == kIgnored; }
 
-  __device__ __forceinline__ T at(int j, T x, T u) const {
+  // Of a class other than the label's, in a row that is not ignored.
+  __device__ __forceinline__ T others(T x, T u) const {
     const T kept = softmax * rule.exp_of(x - max) + terms * u;
-    const T others = rule.drops(x) ? T(0) : kept;
-    return ignored() ? T(0) : j == label ? target : others;
+    return rule.drops(x) ? T(0) : kept;
   }
 };
 

@@ -7,10 +7,11 @@
 
 namespace fusedloss::cuda {
 
-// Blocks take several pieces of work where there are more than this many, so that the finishing
-// kernel, a single block, has at most half a megabyte to add up. 16384 is still 31 times what an
-// H100 holds at once: little is lost to the last, partly filled wave.
-constexpr int64_t kMaxRowBlocks = 16384;
+// Blocks take several pieces of work where there are more than this many: the end of a block, four
+// sums over its threads, costs as much as the exponentials of a small tile, and the finishing
+// kernel is a single block. 4096 is still 8 times what an H100 holds at once: little is lost to the
+// last, partly filled wave.
+constexpr int64_t kMaxRowBlocks = 4096;
 
 // What a block leaves behind for the finishing kernel.
 struct RowBlockTotals {

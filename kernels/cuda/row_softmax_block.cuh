@@ -63,17 +63,25 @@ struct RowChunk {
 };
 
 // Takes N neighbouring logits into the statistics.
-template <int N, class T>
+template <TermsKind kTerms, int N, class T>
 __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowPlan& plan,
                                           const LogitRule<T>& rule, int64_t target_at, int j,
                                           int label, T (&x)[N], RowStats<T>& stats) {
-  if (label >= j && label < j + N) {
+  const bool has_label = static_cast<unsigned>(label - j) < static_cast<unsigned>(N);
+  if (has_label) {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (j + k == label) x[k] = -kInfinity<T>;
   }
   stats.add(rule, x);
-  if (call.terms == Terms::kNone) return;
+  if (kTerms == TermsKind::kUniform && !has_label) stats.add_uniform_terms(x);
+  if (kTerms == TermsKind::kUniform && has_label) {
+    bool counted[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) counted[k] = j + k != label;
+    stats.add_uniform_terms(x, counted);
+  }
+  if (kTerms != TermsKind::kAny || call.terms == Terms::kNone) return;
   T u[N];
   term_units<Along::kClasses>(call, target_at + j * plan.target_step, plan.target_step, j, u);
 #pragma unroll
@@ -81,13 +89,15 @@ __device__ __forceinline__ void add_chunk(const RowSoftmaxCall& call, const RowP
     if (j + k != label) stats.add_term(x[k], u[k]);
 }
 
-template <Pass kPass, class T, class X>
+template <Pass kPass, TermsKind kTerms, class T, class X>
 __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& call,
                                                        const RowPlan& plan,
                                                        const LogitRule<T>& rule,
                                                        const RowWalk<X>& walk, const X* row,
                                                        X* kept, int64_t target_at, int label) {
-  constexpr int V = RowWalk<X>::V, kAhead = RowWalk<X>::kAhead;
+  // Weights beside the 8 logits of a half type's vector leave no registers for a second one.
+  constexpr bool kCrowded = kTerms == TermsKind::kAny && sizeof(X) == 2;
+  constexpr int V = RowWalk<X>::V, kAhead = kCrowded ? 1 : RowWalk<X>::kAhead;
   const int threads = blockDim.x;
   RowStats<T> stats;
   for (int first = threadIdx.x; first < walk.span.vectors; first += kAhead * threads) {
@@ -102,7 +112,7 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
       const int j = walk.vector_at(first + a * threads);
       if (kept != nullptr) store_vector<V>(chunks[a].raw, kept + j);
       chunks[a].convert();
-      add_chunk(call, plan, rule, target_at, j, label, chunks[a].x, stats);
+      add_chunk<kTerms>(call, plan, rule, target_at, j, label, chunks[a].x, stats);
     }
   }
   for (int i = threadIdx.x; i < walk.leftovers(); i += threads) {
@@ -111,25 +121,36 @@ __device__ __forceinline__ RowStats<T> block_row_stats(const RowSoftmaxCall& cal
     chunk.load(row + j);
     if (kept != nullptr) kept[j] = chunk.raw[0];
     chunk.convert();
-    add_chunk(call, plan, rule, target_at, j, label, chunk.x, stats);
+    add_chunk<kTerms>(call, plan, rule, target_at, j, label, chunk.x, stats);
   }
   return stats;
 }
 
-template <Pass kPass, int N, class X, class T>
+template <TermsKind kTerms, Pass kPass, int N, class X, class T>
 __device__ __forceinline__ void chunk_gradient(const RowSoftmaxCall& call, const RowPlan& plan,
                                                int64_t target_at, int j, const RowSlope<T>& slope,
                                                RowChunk<kPass, N, X, T>& chunk, X* grad) {
-  T u[N] = {};
-  if (call.terms != Terms::kNone)
+  T u[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) u[k] = T(kTerms == TermsKind::kUniform ? 1 : 0);
+  if (kTerms == TermsKind::kAny && call.terms != Terms::kNone)
     term_units<Along::kClasses>(call, target_at + j * plan.target_step, plan.target_step, j, u);
 #pragma unroll
-  for (int k = 0; k < N; ++k) chunk.raw[k] = from<X>(slope.at(j + k, to<T>(chunk.raw[k]), u[k]));
+  for (int k = 0; k < N; ++k) chunk.raw[k] = from<X>(slope.others(to<T>(chunk.raw[k]), u[k]));
+  if (static_cast<unsigned>(slope.label - j) < static_cast<unsigned>(N)) {
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      if (j + k == slope.label) chunk.raw[k] = from<X>(slope.target);
+  }
+  if (slope.ignored()) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) chunk.raw[k] = X{};
+  }
   store_vector<N>(chunk.raw, grad + j);
 }
 
 // Each thread reads what it or nobody wrote: its own places of `kept`, or the logits.
-template <Pass kPass, class X, class T>
+template <Pass kPass, TermsKind kTerms, class X, class T>
 __device__ __forceinline__ void block_row_gradient(const RowSoftmaxCall& call, const RowPlan& plan,
                                                    const RowWalk<X>& walk, const X* row,
                                                    const X* kept, int64_t target_at,
@@ -141,7 +162,7 @@ __device__ __forceinline__ void block_row_gradient(const RowSoftmaxCall& call, c
     const int j = walk.span.template peeled<V>(i);
     RowChunk<kPass, 1, X, T> chunk;
     chunk.load_again(row + j, kept == nullptr ? nullptr : kept + j, slope.ignored());
-    chunk_gradient(call, plan, target_at, j, slope, chunk, grad);
+    chunk_gradient<kTerms>(call, plan, target_at, j, slope, chunk, grad);
   }
   for (int first = threadIdx.x; first < walk.span.vectors; first += kAhead * threads) {
     RowChunk<kPass, V, X, T> chunks[kAhead];
@@ -158,33 +179,41 @@ __device__ __forceinline__ void block_row_gradient(const RowSoftmaxCall& call, c
 #pragma unroll
     for (int a = 0; a < kAhead; ++a)
       if (first + a * threads < walk.span.vectors)
-        chunk_gradient(call, plan, target_at, j[a], slope, chunks[a], grad);
+        chunk_gradient<kTerms>(call, plan, target_at, j[a], slope, chunks[a], grad);
   }
 }
 
-// Joins the statistics of all threads: every thread gets the row's. `slots` must not be in use.
+// Joins the statistics of a block's warps, as they left them in `slots`.
 template <class T>
-__device__ __forceinline__ void join_block(const LogitRule<T>& rule, RowStats<T>& stats,
-                                           bool has_terms, RowStats<T>* slots) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+__device__ __forceinline__ RowStats<T> join_warps(const LogitRule<T>& rule, bool has_terms,
+                                                  const RowStats<T>* slots) {
+  const int lane = threadIdx.x % kWarp;
+  RowStats<T> stats;
+  if (lane < static_cast<int>(blockDim.x) / kWarp) stats = slots[lane];
   stats.join(rule, kWarp, has_terms);
-  if (lane == 0) slots[warp] = stats;
-  __syncthreads();
-  stats = lane < static_cast<int>(blockDim.x) / kWarp ? slots[lane] : RowStats<T>();
-  stats.join(rule, kWarp, has_terms);
+  return stats;
 }
 
-template <Pass kPass, class X, class Loss>
+template <Pass kPass, TermsKind kTerms, class X, class Loss>
 __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
     row_block_kernel(const __grid_constant__ RowSoftmaxCall call,
                      const __grid_constant__ RowPlan plan, const __grid_constant__ BlockPlan block,
                      const Loss loss) {
   using T = typename Loss::value_type;
   extern __shared__ __align__(16) unsigned char row_block_storage[];
-  __shared__ RowStats<T> slots[kWarp];
+  // Two sets in turn: a row's may still be read when the next row's are written.
+  __shared__ RowStats<T> slots[2][kWarp];
+  int set = 0;
   const auto rule = LogitRule<T>::of(call, loss);
+  const bool has_terms = kTerms != TermsKind::kNone && call.terms != Terms::kNone;
+  const int warp = threadIdx.x / kWarp;
   RowTotals<T> totals;
+  RawLabels<1> raw, next;  // a row's label is loaded while the row before is worked on
+  if (blockIdx.x < plan.rows) next.load(call, locate_row(call, plan, blockIdx.x).target);
   for (int64_t index = blockIdx.x; index < plan.rows; index += gridDim.x) {
+    raw = next;
+    if (index + gridDim.x < plan.rows)
+      next.load(call, locate_row(call, plan, index + gridDim.x).target);
     RowOffsets at = locate_row(call, plan, index);
     const X* row = static_cast<const X*>(call.logits.data) + at.logits;
     X* kept = nullptr;
@@ -193,7 +222,7 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
     const X* grads = static_cast<const X*>(call.grad.data);
     const RowWalk<X> walk(row, kPass == Pass::kLoss ? nullptr : grads + at.grad, block.classes);
     int label[1];
-    load_classes(call, at.target, label);
+    raw.to_classes(call, label);
     const T logit[1] = {label[0] >= 0 ? to<T>(row[label[0]]) : T(0)};
     T upstream = T(0);
     RowState<T> state[1] = {};
@@ -203,11 +232,21 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
       __syncthreads();  // all threads have read the target's logit
     } else {
       if (label[0] != kIgnored) {  // an ignored row is not read
-        RowStats<T> stats =
-            block_row_stats<kPass, T>(call, plan, rule, walk, row, kept, at.target, label[0]);
-        __syncthreads();  // the slots of the row before have been read
-        join_block(rule, stats, call.terms != Terms::kNone, slots);
+        RowStats<T> stats = block_row_stats<kPass, kTerms, T>(call, plan, rule, walk, row, kept,
+                                                              at.target, label[0]);
+        stats.join(rule, kWarp, has_terms);
+        if (threadIdx.x % kWarp == 0) slots[set][warp] = stats;
+        __syncthreads();
+      }
+      // Where no gradient follows, the end of a row is the first warp's; the others go on.
+      if (kPass == Pass::kLoss && warp != 0) {
+        set ^= label[0] != kIgnored ? 1 : 0;
+        continue;
+      }
+      if (label[0] != kIgnored) {
+        const RowStats<T> stats = join_warps(rule, has_terms, slots[set]);
         state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
+        set ^= 1;
       }
       // Found again: kept, the offsets would fill registers during the walk.
       at = locate_row(call, plan, index);
@@ -216,8 +255,8 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
     if constexpr (kPass != Pass::kLoss) {
       const RowSlope<T> slope(loss, rule, label[0], state[0],
                               row_scale<kPass, T>(call, plan, upstream));
-      block_row_gradient<kPass>(call, plan, walk, row, kept, at.target, slope,
-                                static_cast<X*>(call.grad.data) + at.grad);
+      block_row_gradient<kPass, kTerms>(call, plan, walk, row, kept, at.target, slope,
+                                        static_cast<X*>(call.grad.data) + at.grad);
     }
   }
   if (kPass != Pass::kGrad) leave_row_totals(call, totals, false);

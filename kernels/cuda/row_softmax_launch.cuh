@@ -17,25 +17,27 @@ constexpr int64_t kLongestTileRow = 4096;
 // and is left to a thread, whose loads share sectors through the cache.
 constexpr int64_t kShortestBlockRow = 1024;
 
-// Tiles. A lane has up to 64 bytes of its row: enough to pay for the exchange between lanes and the
-// end of the row, which all lanes compute; and 256 lanes then have 16 KB under way.
+// Tiles. A lane has up to 128 bytes of its row: enough to pay for the exchange between lanes; and
+// 256 lanes then have at most 32 KB under way.
 struct TilePolicy {
   int64_t row_bytes;  // up to
   int lanes;
 };
-constexpr TilePolicy kTilePolicies[] = {{64, 1},  {128, 2},   {256, 4},
-                                        {512, 8}, {1024, 16}, {kLongestTileRow, 32}};
+constexpr TilePolicy kTilePolicies[] = {{128, 1},  {256, 2},   {512, 4},
+                                        {1024, 8}, {2048, 16}, {kLongestTileRow, 32}};
 constexpr int64_t kTileBytes = 16384;
 
 // Blocks. Each thread has about four 16-byte vectors: enough to keep memory busy at half occupancy,
-// little enough that a row does not wait for one slow thread. With 1024 threads a multiprocessor
-// holds one row, which keeps the rows under way in the cache for a second walk.
+// little enough that a row does not wait for one slow thread. A pass that walks once has at least
+// two blocks on a multiprocessor, of which one loads while the other adds up. Where the gradient
+// follows in a second walk, 1024 threads keep the rows under way in the cache.
 struct BlockPolicy {
   int64_t row_bytes;  // up to
   int threads;
 };
 constexpr BlockPolicy kBlockPolicies[] = {
     {8192, 128}, {16384, 256}, {32768, 512}, {INT64_MAX, 1024}};
+constexpr int kMostThreadsOfOneWalk = 512;
 constexpr int64_t kKeptBytes = 48 * 1024 - kVectorBytes - 1024;  // beside the static shared memory
 
 // Pixels. Below so many threads most of a GPU's multiprocessors would idle, and classes are shared
@@ -89,7 +91,8 @@ inline TilePlan plan_tile(const RowSoftmaxCall& call, int64_t size) {
   }
   const int groups = kRowThreads / tile.lanes;
   const int64_t rounds = kTileBytes / (row_bytes * groups);
-  tile.rows = groups * static_cast<int>(rounds > 0 ? rounds : 1);
+  // No more rows than threads: each row's ends have a thread of their own.
+  tile.rows = groups * static_cast<int>(std::clamp<int64_t>(rounds, 1, tile.lanes));
   // Lanes of different groups that are a row or several apart share a bank where the row is a
   // multiple of a power of two of the 4-byte banks (of 8-byte pairs of banks for double).
   const int64_t per_bank = size < 4 ? 4 / size : 1;
@@ -113,7 +116,7 @@ inline bool allows_vectors(const RowSoftmaxCall& call, const TensorView& view, i
   return fits;
 }
 
-template <Pass kPass, int V, class X, class Loss>
+template <Pass kPass, TermsKind kTerms, int V, class X, class Loss>
 int64_t launch_pixels(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& loss,
                       cudaStream_t stream) {
   PixelPlan pixel{static_cast<int>(call.num_classes), 1};
@@ -125,15 +128,15 @@ int64_t launch_pixels(const RowSoftmaxCall& call, const RowPlan& plan, const Los
   using Slots = PixelStats<V, typename Loss::value_type>;
   const bool slots = kPass != Pass::kGrad && pixel.slices > 1;
   const int shared = slots ? kRowThreads * static_cast<int>(sizeof(Slots)) : 0;
-  launch("row pixels kernel", row_pixels_kernel<kPass, V, X, Loss>, {blocks, kRowThreads, shared},
-         stream, call, plan, pixel, loss);
+  launch("row pixels kernel", row_pixels_kernel<kPass, kTerms, V, X, Loss>,
+         {blocks, kRowThreads, shared}, stream, call, plan, pixel, loss);
   return blocks;
 }
 
 // Launches the walk; returns its number of blocks.
-template <Pass kPass, class X, class Loss>
-int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& loss,
-                  cudaStream_t stream) {
+template <Pass kPass, TermsKind kTerms, class X, class Loss>
+int64_t walk_rows_of(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& loss,
+                     cudaStream_t stream) {
   constexpr bool kWithGrad = kPass != Pass::kLoss;
   constexpr int64_t kSize = sizeof(X);
   const int64_t row_bytes = call.num_classes * kSize;
@@ -147,8 +150,8 @@ int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& l
     const TilePlan tile = plan_tile(call, kSize);
     const int64_t blocks = std::min(ceil_div(plan.rows, tile.rows), kMaxRowBlocks);
     const int shared = tile.rows * static_cast<int>(row_bytes) + kVectorBytes;
-    launch("row tile kernel", row_tile_kernel<kPass, X, Loss>, {blocks, kRowThreads, shared},
-           stream, call, plan, tile, loss);
+    launch("row tile kernel", row_tile_kernel<kPass, kTerms, X, Loss>,
+           {blocks, kRowThreads, shared}, stream, call, plan, tile, loss);
     return blocks;
   }
   const bool neighbours = everywhere([](const TensorView&, int64_t step) { return step == 1; });
@@ -159,17 +162,34 @@ int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& l
     const int64_t blocks = std::min(plan.rows, kMaxRowBlocks);
     const bool keeps = kPass == Pass::kLossAndGrad && block.keep;
     const int shared = keeps ? static_cast<int>(row_bytes) + kVectorBytes : 0;
-    launch("row block kernel", row_block_kernel<kPass, X, Loss>,
-           {blocks, std::min(policy->threads, kRowBlockThreads<X>), shared}, stream, call, plan,
-           block, loss);
+    const int most = kPass == Pass::kLossAndGrad ? kRowBlockThreads<X> : kMostThreadsOfOneWalk;
+    launch("row block kernel", row_block_kernel<kPass, kTerms, X, Loss>,
+           {blocks, std::min(policy->threads, most), shared}, stream, call, plan, block, loss);
     return blocks;
   }
-  // A loss with a margin has no registers for two pixels, and cosines of pixels are rare.
-  constexpr int V = Loss::kChangesTarget ? 1 : kPixelVector<X>;
+  // A loss with a margin has no registers for two pixels, and cosines of pixels are rare; nor have
+  // weights of terms beside a gradient.
+  constexpr bool kCrowded =
+      Loss::kChangesTarget || (kPass == Pass::kLossAndGrad && kTerms == TermsKind::kAny);
+  constexpr int V = kCrowded ? 1 : kPixelVector<X>;
   const bool vectors = everywhere(
       [&](const TensorView& view, int64_t step) { return allows_vectors(call, view, step, V); });
-  return vectors ? launch_pixels<kPass, V, X>(call, plan, loss, stream)
-                 : launch_pixels<kPass, 1, X>(call, plan, loss, stream);
+  return vectors ? launch_pixels<kPass, kTerms, V, X>(call, plan, loss, stream)
+                 : launch_pixels<kPass, kTerms, 1, X>(call, plan, loss, stream);
+}
+
+// The walk for these terms. Double, which is there for tests, and weights ask at run time.
+template <Pass kPass, class X, class Loss>
+int64_t walk_rows(const RowSoftmaxCall& call, const RowPlan& plan, const Loss& loss,
+                  cudaStream_t stream) {
+  if constexpr (sizeof(X) < sizeof(double)) {
+    if (call.terms == Terms::kNone)
+      return walk_rows_of<kPass, TermsKind::kNone, X>(call, plan, loss, stream);
+    if (call.terms == Terms::kUniform || !Loss::kHasWeightedTerms)
+      return walk_rows_of<kPass, TermsKind::kUniform, X>(call, plan, loss, stream);
+  }
+  if constexpr (Loss::kHasWeightedTerms || sizeof(X) == sizeof(double))
+    return walk_rows_of<kPass, TermsKind::kAny, X>(call, plan, loss, stream);
 }
 
 template <class X, class Loss>

@@ -27,12 +27,19 @@ struct PixelStats {
   T logits[V] = {};  // of the targets
 };
 
+// The classes from j on; `whole`: none of the U is beyond the last.
 template <Pass kPass, int V, int U, class X>
 __device__ __forceinline__ void load_pixels(const X* pixels, int64_t step, int j, int classes,
-                                            X (&raw)[U][V]) {
+                                            bool whole, X (&raw)[U][V]) {
+  const X* from = pixels + j * step;
+  if (whole) {
 #pragma unroll
-  for (int u = 0; u < U; ++u)
-    if (j + u < classes) load_logits<kPass, V>(pixels + (j + u) * step, raw[u]);
+    for (int u = 0; u < U; ++u, from += step) load_logits<kPass, V>(from, raw[u]);
+  } else {
+#pragma unroll
+    for (int u = 0; u < U; ++u, from += step)
+      if (j + u < classes) load_logits<kPass, V>(from, raw[u]);
+  }
 }
 
 // u_j of V rows.
@@ -43,42 +50,86 @@ __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const Ro
                            call.target.strides[call.shape.ndim - 1], j, out);
 }
 
-template <Pass kPass, int V, class X, class T>
-__device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
-                                            const LogitRule<T>& rule, const PixelPlan& pixel,
-                                            int slice, const X* pixels, int64_t target_at,
-                                            const int (&labels)[V], PixelStats<V, T>& stats) {
-  constexpr int U = kPixelClasses<X>;
-  for (int j = slice * U; j < pixel.classes; j += pixel.slices * U) {
-    alignas(sizeof(X) * V) X raw[U][V];
-    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, raw);
+// Takes U classes of V rows into their statistics.
+template <TermsKind kTerms, int V, int U, class X, class T>
+__device__ __forceinline__ void add_pixels(const LogitRule<T>& rule, const X (&raw)[U][V], int j,
+                                           int classes, const int (&labels)[V],
+                                           PixelStats<V, T>& stats) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      T x[U];
+  for (int v = 0; v < V; ++v) {
+    T x[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) x[u] = j + u < classes ? to<T>(raw[u][v]) : -kInfinity<T>;
+    const bool has_label = static_cast<unsigned>(labels[v] - j) < static_cast<unsigned>(U);
+    if (has_label) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        x[u] = j + u < pixel.classes ? to<T>(raw[u][v]) : -kInfinity<T>;
         if (j + u != labels[v]) continue;
         stats.logits[v] = x[u];
         x[u] = -kInfinity<T>;
       }
-      stats.rows[v].add(rule, x);
     }
-    if (call.terms == Terms::kNone) continue;
-    // The logits once more, from the nearest cache: kept, they would fill registers.
-#pragma unroll 1
-    for (int k = j; k < j + U && k < pixel.classes; ++k) {
-      T units[V];
-      pixel_units(call, plan, target_at, k, units);
-      load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
+    stats.rows[v].add(rule, x);
+    if (kTerms != TermsKind::kUniform) continue;
+    if (!has_label && j + U <= classes) {
+      stats.rows[v].add_uniform_terms(x);
+      continue;
+    }
+    bool counted[U];
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
-    }
+    for (int u = 0; u < U; ++u) counted[u] = j + u < classes && j + u != labels[v];
+    stats.rows[v].add_uniform_terms(x, counted);
   }
 }
 
+// The terms of classes j to `end` of V rows. The logits once more, from the nearest cache: kept,
+// they would fill registers.
 template <Pass kPass, int V, class X, class T>
+__device__ __forceinline__ void add_pixel_terms(const RowSoftmaxCall& call, const RowPlan& plan,
+                                                const X* pixels, int64_t target_at, int j, int end,
+                                                const int (&labels)[V], PixelStats<V, T>& stats) {
+#pragma unroll 1
+  for (; j < end; ++j) {
+    T units[V];
+    alignas(sizeof(X) * V) X raw[V];
+    pixel_units(call, plan, target_at, j, units);
+    load_logits<kPass, V>(pixels + j * plan.logits_step, raw);
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      if (j != labels[v]) stats.rows[v].add_term(to<T>(raw[v]), units[v]);
+  }
+}
+
+template <Pass kPass, TermsKind kTerms, int V, class X, class T>
+__device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
+                                            const LogitRule<T>& rule, const PixelPlan& pixel,
+                                            int slice, const X* pixels, int64_t target_at,
+                                            const RawLabels<V>& raw_labels, int (&labels)[V],
+                                            PixelStats<V, T>& stats) {
+  constexpr int U = kPixelClasses<X>;
+  alignas(sizeof(X) * V) X raw[U][V];
+  const auto whole = [&](int j) { return j + U <= pixel.classes; };
+  const auto load = [&](int j) {
+    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, whole(j), raw);
+  };
+  int j = slice * U;
+  load(j);
+  raw_labels.to_classes(call, labels);  // waits for the labels while logits are on their way
+  while (true) {
+    if (whole(j))
+      add_pixels<kTerms>(rule, raw, j, j + U, labels, stats);
+    else
+      add_pixels<kTerms>(rule, raw, j, pixel.classes, labels, stats);
+    if (kTerms == TermsKind::kAny && call.terms != Terms::kNone)
+      add_pixel_terms<kPass>(call, plan, pixels, target_at, j, min(j + U, pixel.classes), labels,
+                             stats);
+    j += pixel.slices * U;
+    if (j >= pixel.classes) return;
+    load(j);
+  }
+}
+
+template <Pass kPass, TermsKind kTerms, int V, class X, class T>
 __device__ __forceinline__ void pixel_gradients(const RowSoftmaxCall& call, const RowPlan& plan,
                                                 const PixelPlan& pixel, int slice, const X* pixels,
                                                 int64_t target_at, const RowSlope<T> (&slopes)[V],
@@ -89,16 +140,23 @@ __device__ __forceinline__ void pixel_gradients(const RowSoftmaxCall& call, cons
     // After the statistics the last classes are those that the cache still has.
     const int j = (kPass == Pass::kGrad ? c : chunks - 1 - c) * U;
     alignas(sizeof(X) * V) X raw[U][V];
-    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, raw);
+    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, j + U <= pixel.classes, raw);
+    X* to_grads = grads + j * plan.grad_step;
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
+    for (int u = 0; u < U; ++u, to_grads += plan.grad_step) {
       if (j + u >= pixel.classes) break;
-      T units[V] = {};
-      if (call.terms != Terms::kNone) pixel_units(call, plan, target_at, j + u, units);
+      T units[V];
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        raw[u][v] = from<X>(slopes[v].at(j + u, to<T>(raw[u][v]), units[v]));
-      store_vector<V>(raw[u], grads + (j + u) * plan.grad_step);
+      for (int v = 0; v < V; ++v) units[v] = T(kTerms == TermsKind::kUniform ? 1 : 0);
+      if (kTerms == TermsKind::kAny && call.terms != Terms::kNone)
+        pixel_units(call, plan, target_at, j + u, units);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const T others = slopes[v].others(to<T>(raw[u][v]), units[v]);
+        const T own = j + u == slopes[v].label ? slopes[v].target : others;
+        raw[u][v] = from<X>(slopes[v].ignored() ? T(0) : own);
+      }
+      store_vector<V>(raw[u], to_grads);
     }
   }
 }
@@ -126,7 +184,7 @@ __device__ __forceinline__ void join_slices(const LogitRule<T>& rule, PixelStats
 
 // The V rows from `row` on, by one slice of their classes. All threads of a block come here; one
 // without rows only waits with the others.
-template <Pass kPass, int V, class X, class Loss>
+template <Pass kPass, TermsKind kTerms, int V, class X, class Loss>
 __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const RowPlan& plan,
                                            const PixelPlan& pixel, const Loss& loss, int64_t row,
                                            int slice, void* slots,
@@ -138,14 +196,16 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
   const auto offsets = [&] { return locate_row(call, plan, here ? row : 0); };
   RowOffsets at = offsets();
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
+  RawLabels<V> raw;
+  if (here) raw.load(call, at.target);
   int labels[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) labels[v] = kIgnored;
-  if (here) load_classes(call, at.target, labels);
   RowState<T> states[V] = {};
   T upstream[V] = {};
   if constexpr (kPass == Pass::kGrad) {
     T logits[V] = {};
+    if (here) raw.to_classes(call, labels);
 #pragma unroll
     for (int v = 0; v < V; ++v)
       if (labels[v] >= 0) logits[v] = to<T>(pixels[v + labels[v] * plan.logits_step]);
@@ -155,7 +215,9 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
     PixelStats<V, T> stats;
-    if (here) pixel_stats<kPass>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
+    if (here)
+      pixel_stats<kPass, kTerms>(call, plan, rule, pixel, slice, pixels, at.target, raw, labels,
+                                 stats);
     if (pixel.slices > 1)
       join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
@@ -172,12 +234,12 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
 #pragma unroll
     for (int v = 0; v < V; ++v)
       slopes[v] = {loss, rule, labels[v], states[v], row_scale<kPass, T>(call, plan, upstream[v])};
-    pixel_gradients<kPass>(call, plan, pixel, slice, pixels, at.target, slopes,
-                           static_cast<X*>(call.grad.data) + at.grad);
+    pixel_gradients<kPass, kTerms>(call, plan, pixel, slice, pixels, at.target, slopes,
+                                   static_cast<X*>(call.grad.data) + at.grad);
   }
 }
 
-template <Pass kPass, int V, class X, class Loss>
+template <Pass kPass, TermsKind kTerms, int V, class X, class Loss>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     row_pixels_kernel(const __grid_constant__ RowSoftmaxCall call,
                       const __grid_constant__ RowPlan plan, const __grid_constant__ PixelPlan pixel,
@@ -190,8 +252,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
   RowTotals<typename Loss::value_type> totals;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * of_block; first < plan.rows;
        first += static_cast<int64_t>(gridDim.x) * of_block)
-    pixel_rows<kPass, V, X>(call, plan, pixel, loss, first + of_thread, slice, row_pixels_storage,
-                            totals);
+    pixel_rows<kPass, kTerms, V, X>(call, plan, pixel, loss, first + of_thread, slice,
+                                    row_pixels_storage, totals);
   if (kPass != Pass::kGrad) leave_row_totals(call, totals, true);
 }
 

@@ -1,6 +1,9 @@
 // Short rows that lie one after the other: a block moves a tile of whole rows, one contiguous span,
 // into shared memory with 16-byte accesses whatever the number of classes, works on it by rows, and
-// moves the gradient out the same way. Groups of 1 to 32 lanes take a row each.
+// moves the gradient out the same way. Groups of 1 to 32 lanes walk a row each; its ends, which
+// take as many instructions as a hundred classes (label, loss, saved numbers, coefficients), have
+// one thread a row. The target's logit gives way to -inf before the walk, which thus need not know
+// it.
 #pragma once
 
 #include "row_softmax_finish.cuh"
@@ -109,23 +112,57 @@ struct LaneWalk {
   }
 };
 
-template <class T, class X>
+// Calls visit(j, here) for a lane's share of a row, kStep logits at a time: of class
+// j[k], if here[k]. Most steps neither reach the row's end nor go around it.
+template <int kStep, class Visit>
+__device__ __forceinline__ void for_each_step(const LaneWalk& walk, const Visit& visit) {
+  const int last = (kStep - 1) * walk.lanes;
+#pragma unroll 1
+  for (int first = walk.lane; first < walk.classes; first += kStep * walk.lanes) {
+    const int at = walk.class_of(first);
+    int j[kStep];
+    bool here[kStep];
+    if (first + last < walk.classes && at + last < walk.classes) {
+#pragma unroll
+      for (int k = 0; k < kStep; ++k) {
+        j[k] = at + k * walk.lanes;
+        here[k] = true;
+      }
+      visit(j, here);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kStep; ++k) {
+        j[k] = walk.class_of(first + k * walk.lanes);
+        here[k] = first + k * walk.lanes < walk.classes;
+      }
+      visit(j, here);
+    }
+  }
+}
+
+// A double exponential takes many registers.
+template <class T>
+constexpr int kTileStep = sizeof(T) == 8 ? 1 : 4;
+
+template <TermsKind kTerms, class T, class X>
 __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                                  const LogitRule<T>& rule, const LaneWalk& walk,
                                                  const X* row, int label, int64_t target_at) {
-  constexpr int kStep = sizeof(T) == 8 ? 1 : 4;  // a double exponential takes many registers
+  constexpr int N = kTileStep<T>;
   RowStats<T> stats;
-  for (int first = walk.lane; first < walk.classes; first += kStep * walk.lanes) {
-    T x[kStep];
+  for_each_step<N>(walk, [&](const int (&j)[N], const bool (&here)[N]) {
+    T x[N];
 #pragma unroll
-    for (int k = 0; k < kStep; ++k) {
-      const int i = first + k * walk.lanes;
-      const int j = walk.class_of(i);
-      x[k] = i < walk.classes && j != label ? to<T>(row[j]) : -kInfinity<T>;
-    }
+    for (int k = 0; k < N; ++k) x[k] = here[k] ? to<T>(row[j[k]]) : -kInfinity<T>;
     stats.add(rule, x);
-  }
-  if (call.terms == Terms::kNone) return stats;
+    if constexpr (kTerms == TermsKind::kUniform) {
+      bool counted[N];
+#pragma unroll
+      for (int k = 0; k < N; ++k) counted[k] = here[k] && j[k] != label;
+      stats.add_uniform_terms(x, counted);
+    }
+  });
+  if (kTerms != TermsKind::kAny || call.terms == Terms::kNone) return stats;
   for (int i = walk.lane; i < walk.classes; i += walk.lanes) {
     const int j = walk.class_of(i);
     T u[1];
@@ -136,89 +173,186 @@ __device__ __forceinline__ RowStats<T> row_stats(const RowSoftmaxCall& call, con
 }
 
 // Overwrites a row's logits with their gradient.
-template <class X, class T>
+template <TermsKind kTerms, class X, class T>
 __device__ __forceinline__ void write_gradient(const RowSoftmaxCall& call, const RowPlan& plan,
                                                const LaneWalk& walk, const RowSlope<T>& slope,
                                                int64_t target_at, X* row) {
-#pragma unroll(sizeof(T) == 8 ? 1 : 4)
-  for (int i = walk.lane; i < walk.classes; i += walk.lanes) {
-    const int j = walk.class_of(i);
-    T u[1] = {T(0)};
-    if (call.terms != Terms::kNone)
-      term_units<Along::kClasses>(call, target_at + j * plan.target_step, 0, j, u);
-    row[j] = from<X>(slope.at(j, to<T>(row[j]), u[0]));
-  }
-}
-
-// One row by one group of lanes. All lanes of a warp come here together; a group without a row
-// (`here` false) only takes part in the exchange.
-template <Pass kPass, class X, class Loss>
-__device__ __forceinline__ void tile_row(const RowSoftmaxCall& call, const RowPlan& plan,
-                                         const LaneWalk& walk, const Loss& loss, int64_t index,
-                                         X* row, bool here,
-                                         RowTotals<typename Loss::value_type>& totals) {
-  using T = typename Loss::value_type;
-  RowOffsets at;
-  int label[1] = {kIgnored};
-  T logit[1] = {}, upstream[1] = {};
-  RowState<T> state[1] = {};
-  const auto rule = LogitRule<T>::of(call, loss);
-  if (here) {
-    at = locate_row(call, plan, index);
-    load_classes(call, at.target, label);
-    if (label[0] >= 0) logit[0] = to<T>(row[label[0]]);
-  }
-  if constexpr (kPass == Pass::kGrad) {
-    if (here) {
-      restore_rows(call, loss, label, logit, at.saved, state);
-      upstream[0] = static_cast<const T*>(call.grad_output.data)[at.upstream];
+  // Weights of terms take the registers of further logits.
+  constexpr int N = kTerms == TermsKind::kAny ? 1 : kTileStep<T>;
+  for_each_step<N>(walk, [&](const int (&j)[N], const bool (&here)[N]) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (!here[k]) continue;
+      T u[1] = {T(kTerms == TermsKind::kUniform ? 1 : 0)};
+      if (kTerms == TermsKind::kAny && call.terms != Terms::kNone)
+        term_units<Along::kClasses>(call, target_at + j[k] * plan.target_step, 0, j[k], u);
+      row[j[k]] = from<X>(slope.others(to<T>(row[j[k]]), u[0]));
     }
-  } else {
-    RowStats<T> stats;
-    if (here) stats = row_stats<T>(call, plan, rule, walk, row, label[0], at.target);
-    stats.join(rule, walk.lanes, call.terms != Terms::kNone);
-    // Found again: kept, the offsets would fill registers during the walk.
-    if (here) at = locate_row(call, plan, index);
-    state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), stats, logit[0]);
-    if (here && walk.lane == 0) leave_rows(call, loss, label, state, at, totals);
-  }
-  if constexpr (kPass != Pass::kLoss) {
-    __syncwarp();  // all lanes have read the target's logit
-    const RowSlope<T> slope(loss, rule, label[0], state[0],
-                            row_scale<kPass, T>(call, plan, upstream[0]));
-    if (kPass == Pass::kLossAndGrad && here) at = locate_row(call, plan, index);
-    if (here) write_gradient(call, plan, walk, slope, at.target, row);
-  }
+  });
+  __syncwarp();
+  if (walk.lane == 0 && slope.label >= 0) row[slope.label] = from<X>(slope.target);
 }
 
-template <Pass kPass, class X, class Loss>
+// What the thread of a row and the lanes that walk it tell each other.
+template <class T>
+struct TileRow {
+  int label;
+  union {
+    struct {
+      T max, others, terms, sum_u;
+    } stats;
+    struct {
+      T max, softmax, terms, target;
+    } slope;
+  };
+
+  __device__ __forceinline__ void put(const RowStats<T>& s) {
+    stats = {s.max, s.others, s.terms, s.sum_u};
+  }
+  __device__ __forceinline__ void put(const RowSlope<T>& s) {
+    slope = {s.max, s.softmax, s.terms, s.target};
+  }
+  __device__ __forceinline__ RowStats<T> get_stats() const {
+    RowStats<T> out;
+    out.max = stats.max;
+    out.others = stats.others;
+    out.terms = stats.terms;
+    out.sum_u = stats.sum_u;
+    return out;
+  }
+  __device__ __forceinline__ RowSlope<T> get_slope(const LogitRule<T>& rule) const {
+    RowSlope<T> out;
+    out.max = slope.max;
+    out.softmax = slope.softmax;
+    out.terms = slope.terms;
+    out.target = slope.target;
+    out.label = label;
+    out.rule = rule;
+    return out;
+  }
+};
+
+// Calls visit(row, here) for the rows of a tile, one for each group of lanes. All lanes of a warp
+// come together; a group without a row (`here` false) only takes part in their exchange.
+template <class Visit>
+__device__ __forceinline__ void for_each_tile_row(const LaneWalk& walk, int rows,
+                                                  const Visit& visit) {
+  const int group = threadIdx.x / walk.lanes, groups = kRowThreads / walk.lanes;
+  for (int base = 0; base < rows; base += groups) visit(base + group, base + group < rows);
+}
+
+// Statistics of all rows of a tile, by groups of lanes.
+template <TermsKind kTerms, class T, class X>
+__device__ __forceinline__ void tile_stats(const RowSoftmaxCall& call, const RowPlan& plan,
+                                           const LogitRule<T>& rule, const LaneWalk& walk,
+                                           int64_t first, int rows, const X* shared,
+                                           TileRow<T>* slots) {
+  for_each_tile_row(walk, rows, [&](int row, bool here) {
+    int64_t target_at = 0;
+    if (kTerms == TermsKind::kAny && here) target_at = locate_row(call, plan, first + row).target;
+    RowStats<T> stats;
+    if (here)
+      stats = row_stats<kTerms>(call, plan, rule, walk, shared + row * walk.classes,
+                                slots[row].label, target_at);
+    const bool has_terms = kTerms != TermsKind::kNone && call.terms != Terms::kNone;
+    stats.join(rule, walk.lanes, has_terms);
+    if (here && walk.lane == 0) slots[row].put(stats);
+  });
+}
+
+// Gradients of all rows of a tile, over their logits.
+template <TermsKind kTerms, class T, class X>
+__device__ __forceinline__ void tile_gradients(const RowSoftmaxCall& call, const RowPlan& plan,
+                                               const LogitRule<T>& rule, const LaneWalk& walk,
+                                               int64_t first, int rows, X* shared,
+                                               const TileRow<T>* slots) {
+  for_each_tile_row(walk, rows, [&](int row, bool here) {
+    int64_t target_at = 0;
+    if (kTerms == TermsKind::kAny && here) target_at = locate_row(call, plan, first + row).target;
+    RowSlope<T> slope = slots[here ? row : 0].get_slope(rule);
+    LaneWalk own = walk;
+    if (!here) {
+      own.classes = 0;
+      slope.label = kNoLabel;
+    }
+    X* logits = shared + row * walk.classes;
+    if (slope.label == kIgnored)
+      for (int i = own.lane; i < own.classes; i += own.lanes) logits[i] = from<X>(T(0));
+    if (slope.label == kIgnored) own.classes = 0;
+    write_gradient<kTerms>(call, plan, own, slope, target_at, logits);
+  });
+}
+
+// The end of a forward's row, or the start of a backward's, by its own thread: its losses and saved
+// numbers, and what its gradient needs.
+template <Pass kPass, class T, class Loss>
+__device__ __forceinline__ void tile_row_end(const RowSoftmaxCall& call, const RowPlan& plan,
+                                             const LogitRule<T>& rule, const Loss& loss,
+                                             int64_t index, T logit, TileRow<T>& slot,
+                                             RowTotals<T>& totals) {
+  const RowOffsets at = locate_row(call, plan, index);
+  const int label[1] = {slot.label};
+  const T logits[1] = {logit};
+  T upstream = T(0);
+  RowState<T> state[1];
+  if constexpr (kPass == Pass::kGrad) {
+    restore_rows(call, loss, label, logits, at.saved, state);
+    upstream = static_cast<const T*>(call.grad_output.data)[at.upstream];
+  } else {
+    state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), slot.get_stats(), logit);
+    leave_rows(call, loss, label, state, at, totals);
+  }
+  if constexpr (kPass != Pass::kLoss)
+    slot.put(
+        RowSlope<T>(loss, rule, label[0], state[0], row_scale<kPass, T>(call, plan, upstream)));
+}
+
+template <Pass kPass, TermsKind kTerms, class X, class Loss>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     row_tile_kernel(const __grid_constant__ RowSoftmaxCall call,
                     const __grid_constant__ RowPlan plan, const __grid_constant__ TilePlan tile,
                     const Loss loss) {
+  using T = typename Loss::value_type;
   extern __shared__ __align__(16) unsigned char row_tile_storage[];
-  const int group = threadIdx.x / tile.lanes, groups = kRowThreads / tile.lanes;
+  __shared__ TileRow<T> slots[kRowThreads];
   const int group_in_warp = threadIdx.x % kWarp / tile.lanes;
   const LaneWalk walk{tile.classes, static_cast<int>(threadIdx.x) % tile.lanes, tile.lanes,
                       group_in_warp / tile.rotation_groups * tile.rotation % tile.classes};
-  RowTotals<typename Loss::value_type> totals;
+  const auto rule = LogitRule<T>::of(call, loss);
+  RowTotals<T> totals;
+  const int mine = threadIdx.x;  // the row whose ends this thread has
   const int64_t stride = static_cast<int64_t>(gridDim.x) * tile.rows;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * tile.rows; first < plan.rows;
        first += stride) {
     const int64_t left = plan.rows - first;
     const int rows = left < tile.rows ? static_cast<int>(left) : tile.rows;
     const int64_t start = first * tile.classes;
-    const X* from = static_cast<const X*>(call.logits.data) + start;
-    X* shared = reinterpret_cast<X*>(row_tile_storage + misalignment(from));
-    copy_in<kPass>(from, shared, rows * tile.classes);
+    const X* from_logits = static_cast<const X*>(call.logits.data) + start;
+    X* shared = reinterpret_cast<X*>(row_tile_storage + misalignment(from_logits));
+    RawLabels<1> raw;
+    if (mine < rows) raw.load(call, locate_row(call, plan, first + mine).target);
+    copy_in<kPass>(from_logits, shared, rows * tile.classes);
+    int label[1];
+    raw.to_classes(call, label);
+    if (mine < rows) slots[mine].label = label[0];
     __syncthreads();
-    for (int base = 0; base < rows; base += groups) {
-      const int row = base + group;
-      tile_row<kPass>(call, plan, walk, loss, first + row, shared + row * tile.classes, row < rows,
-                      totals);
+    T logit = T(0);
+    if (mine < rows && label[0] >= 0) {
+      X& place = shared[mine * tile.classes + label[0]];
+      logit = to<T>(place);
+      if (kPass != Pass::kGrad) place = from<X>(-kInfinity<T>);
     }
+    if constexpr (kPass != Pass::kGrad) {
+      __syncthreads();
+      tile_stats<kTerms>(call, plan, rule, walk, first, rows, shared, slots);
+      __syncthreads();
+    }
+    if (mine < rows)
+      tile_row_end<kPass>(call, plan, rule, loss, first + mine, logit, slots[mine], totals);
     __syncthreads();
     if constexpr (kPass != Pass::kLoss) {
+      tile_gradients<kTerms>(call, plan, rule, walk, first, rows, shared, slots);
+      __syncthreads();
       copy_out(shared, static_cast<X*>(call.grad.data) + start, rows * tile.classes);
       if (first + stride < plan.rows) __syncthreads();
     }

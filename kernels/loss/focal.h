@@ -60,4 +60,32 @@ struct SigmoidFocal {
   }
 };
 
+// The same for targets of 0 or 1 without smoothing, which is what class labels are: half the
+// instructions. With y = x against a target of 0 and -x against 1, q = sigmoid(y) and
+// ce = log(1 + e^y):
+//
+//   L = w A q^gamma ce        dL/dy = w A q^gamma [ q + gamma (1 - q) ce ]
+template <class T, class Power>
+struct SigmoidFocalOfLabels {
+  using value_type = T;
+
+  Power power;
+
+  FUSEDLOSS_HD ValueGrad<T> operator()(const Element<T>& in) const {
+    const bool own = in.target > T(0.5);
+    // A target of NaN, which stands for a bad label, makes NaN.
+    const T against = in.target == in.target ? in.logit : in.target;
+    const Logistic<T> s = logistic(own ? -in.logit : against);
+    const T vanishing = s.small * s.large;
+    const T q = s.positive ? s.large : vanishing;
+    const T p = s.positive ? vanishing : s.large;
+    const T ce = (s.positive ? s.magnitude : T(0)) + s.log_large;
+    const T of_own = in.side < T(0) ? T(1) : in.side;
+    const T of_others = in.side < T(0) ? T(1) : T(1) - in.side;
+    const T focus = in.weight * (own ? of_own : of_others) * power(q).value;
+    const T slope = focus * (q + static_cast<T>(power.exponent()) * (p * ce));
+    return {focus * ce, own ? -slope : slope};
+  }
+};
+
 }  // namespace fusedloss
