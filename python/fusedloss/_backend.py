@@ -80,8 +80,8 @@ def gradient_schedule(name: str) -> _Restore[str]:
     Args:
         name: ``"recompute"`` (forward keeps nothing of the logits' size; backward reads the logits
             again), ``"forward"`` (the gradient is written while the logits are hot; backward scales
-            it, and only where the scale is not 1), or ``"auto"`` (the default: forward on the CPU
-            except for float16, recompute elsewhere).
+            it, and only where the scale is not 1), or ``"auto"`` (the default: forward, except for
+            float16, and for region losses, which need their sums before any gradient).
 
     Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
 
@@ -114,7 +114,7 @@ def debugging() -> bool:
 def gradient_in_forward(input: Tensor) -> bool:
     """Whether the gradient of `input` is to be computed in the forward pass."""
     if _schedule_setting.value == "auto":
-        return input.device.type == "cpu" and input.dtype != torch.float16
+        return input.dtype != torch.float16
     return _schedule_setting.value == "forward"
 
 
