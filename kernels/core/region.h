@@ -65,7 +65,10 @@ struct RegionCall {
   const void* upstream;  // backward: the incoming gradient, one number or as the losses of kNone
   int64_t upstream_group_stride, upstream_class_stride;  // in elements; 0 and 0 for one number
 
-  int64_t num_regions() const { return num_groups * num_classes; }
+  FUSEDLOSS_HD int64_t num_regions() const { return num_groups * num_classes; }
+  FUSEDLOSS_HD bool generalized() const {
+    return overlap.weighting != GeneralizedWeighting::kNone;
+  }
 };
 
 }  // namespace fusedloss
