@@ -51,8 +51,8 @@ struct RegionCall {
   int64_t num_groups;   // samples; 1 where the batch is pooled
   int64_t num_classes;  // regions of a group
   bool squared;
-  bool skip_absent;       // a region with T = 0 has loss 0, no gradient, and is left out of the mean
-  int64_t first_class;    // 1 where class 0 is left out of the loss and the mean, else 0
+  bool skip_absent;     // a region with T = 0 has loss 0, no gradient, and is left out of the mean
+  int64_t first_class;  // 1 where class 0 is left out of the loss and the mean, else 0
   OverlapOptions overlap;
   const void* class_weight;  // num_classes accumulator-typed factors of regions' losses, or nullptr
   double factor;             // of the regions' reduced loss, beside that of what is joined
@@ -66,9 +66,7 @@ struct RegionCall {
   int64_t upstream_group_stride, upstream_class_stride;  // in elements; 0 and 0 for one number
 
   FUSEDLOSS_HD int64_t num_regions() const { return num_groups * num_classes; }
-  FUSEDLOSS_HD bool generalized() const {
-    return overlap.weighting != GeneralizedWeighting::kNone;
-  }
+  FUSEDLOSS_HD bool generalized() const { return overlap.weighting != GeneralizedWeighting::kNone; }
 };
 
 }  // namespace fusedloss

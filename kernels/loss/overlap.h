@@ -24,6 +24,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "../core/region.h"
 
@@ -60,6 +61,8 @@ FUSEDLOSS_HD OverlapLoss overlap_loss(const OverlapOptions& o, const RegionSums&
   return overlap_loss_of_ratio(o, numerator, denominator, o.gain, o.by_overlap, o.by_mass);
 }
 
+FUSEDLOSS_HD bool is_infinite(double x) { return x > std::numeric_limits<double>::max(); }
+
 // w_c of a class with this T; infinite for an absent one, but for uniform weights.
 FUSEDLOSS_HD double generalized_weight(GeneralizedWeighting weighting, double truth) {
   if (weighting == GeneralizedWeighting::kUniform) return 1.0;
@@ -88,7 +91,7 @@ struct GeneralizedGroup {
                              int64_t this_class) const {
     if (!is_left(call, sums, this_class)) return 0.0;
     const double weight = generalized_weight(call.overlap.weighting, sums.truth);
-    return (::isinf(weight) ? largest : weight) * region_weight<T>(call, this_class);
+    return (is_infinite(weight) ? largest : weight) * region_weight<T>(call, this_class);
   }
 };
 
@@ -102,7 +105,7 @@ FUSEDLOSS_HD GeneralizedGroup<T> generalized_group(const RegionCall& call, const
     const RegionSums region = sums(first + c);
     if (!is_left(call, region, c)) continue;
     const double weight = generalized_weight(call.overlap.weighting, region.truth);
-    if (!::isinf(weight) && weight > out.largest) out.largest = weight;
+    if (!is_infinite(weight) && weight > out.largest) out.largest = weight;
     out.left = true;
   }
   for (int64_t c = 0; c < call.num_classes; ++c) {
@@ -138,8 +141,8 @@ FUSEDLOSS_HD UnitLoss unit_loss(const RegionCall& call, const Sums& sums, int64_
   if (call.generalized()) {
     const GeneralizedGroup<T> group = generalized_group<T>(call, sums, unit);
     if (!group.left) return {0.0, false};
-    const OverlapLoss value = overlap_loss_of_ratio(call.overlap, group.numerator,
-                                                    group.denominator, 0.0, 0.0, 0.0);
+    const OverlapLoss value =
+        overlap_loss_of_ratio(call.overlap, group.numerator, group.denominator, 0.0, 0.0, 0.0);
     return {value.loss, true};
   }
   const int64_t this_class = unit % call.num_classes;
