@@ -154,9 +154,9 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::coefficients(
     const T p = exp_nonpositive(logit[i] - max[i]) * share[i];
     const T q = logit[i] >= max[i] ? rest[i] * share[i] : T(1) - p;
     const T h = table.overlap[t] + table.linear[t] + table.quadratic[t] * p;
-    const T dot = share[i] * dots[i] - q * h;
-    base[i] = valid ? softmax[i] - share[i] * (h + dot) : T(0);
-    own[i] = target[i] - p * dot;
+    const T others = share[i] * dots[i];
+    base[i] = valid ? softmax[i] - share[i] * (others + p * h) : T(0);
+    own[i] = target[i] + p * (q * h - others);
   }
 }
 

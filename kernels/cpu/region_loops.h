@@ -61,8 +61,8 @@ struct RegionLoops {
   static T row_soft_dot(const T* exps, const T* targets, int64_t classes, RegionTable<T> table,
                         T share);
 
-  // From dots to the rows' coefficients. h is taken relative to the label's: that of the target,
-  // and so its gradient, does not cancel where the target dominates.
+  // From dots to the rows' coefficients. The label's own, h_t - sum of p_k h_k, is q h_t less the
+  // others' part: it does not cancel where the target dominates.
   static void coefficients(const Label<T>* label, const T* logit, const T* max, const T* rest,
                            const T* softmax, const T* target, RegionTable<T> table, int64_t rows,
                            const T* share, const T* dots, T* base, T* own);
