@@ -55,14 +55,14 @@ class Form:
         """segmentation-models-pytorch's dice, and torch's cross entropy where one is joined."""
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            dice = package(logits, labels)
+            dice = package(logits.float(), labels)  # as autocast has it
             return dice + self.cross_entropy(logits, labels) if self.joined else dice
 
         return loss
 
     def monai(self, package: LossFn) -> LossFn:
         """MONAI's class, which takes labels with a dimension for the class."""
-        return lambda logits, labels: package(logits, labels.unsqueeze(1))
+        return lambda logits, labels: package(logits.float(), labels.unsqueeze(1))
 
     def contenders(self) -> dict[str, LossFn]:
         """Eager, fused, and the packages' classes that compute the same and are installed."""
