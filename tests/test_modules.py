@@ -61,9 +61,11 @@ CLASS_MODULES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = 
     ),
     "dice": (fusedloss.DiceLoss, fusedloss.dice_loss, {}),
     "dice, options": (
-        lambda: fusedloss.DiceLoss(weight=VECTOR.clone(), squared=True, log=True, smooth=(0, 1.0)),
+        lambda: fusedloss.DiceLoss(
+            weight=VECTOR.clone(), squared=True, log=True, smooth=(0.5, 1.0)
+        ),
         fusedloss.dice_loss,
-        {"weight": VECTOR, "squared": True, "log": True, "smooth": (0, 1.0)},
+        {"weight": VECTOR, "squared": True, "log": True, "smooth": (0.5, 1.0)},
     ),
     "jaccard": (
         lambda: fusedloss.JaccardLoss(batch=True, reduction="none"),
