@@ -43,7 +43,8 @@ __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const Ro
                            call.target.strides[call.shape.ndim - 1], j, out);
 }
 
-template <Pass kPass, int V, class X, class T>
+// `kWithTerms`: whether the loss may have such terms.
+template <Pass kPass, bool kWithTerms, int V, class X, class T>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                             const LogitRule<T>& rule, const PixelPlan& pixel,
                                             int slice, const X* pixels, int64_t target_at,
@@ -64,16 +65,18 @@ __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const Ro
       }
       stats.rows[v].add(rule, x);
     }
-    if (call.terms == Terms::kNone) continue;
-    // The logits once more, from the nearest cache: kept, they would fill registers.
+    if constexpr (kWithTerms) {
+      if (call.terms == Terms::kNone) continue;
+      // The logits once more, from the nearest cache: kept, they would fill registers.
 #pragma unroll 1
-    for (int k = j; k < j + U && k < pixel.classes; ++k) {
-      T units[V];
-      pixel_units(call, plan, target_at, k, units);
-      load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
+      for (int k = j; k < j + U && k < pixel.classes; ++k) {
+        T units[V];
+        pixel_units(call, plan, target_at, k, units);
+        load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
+        for (int v = 0; v < V; ++v)
+          if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
+      }
     }
   }
 }
@@ -155,7 +158,7 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
     PixelStats<V, T> stats;
-    if (here) pixel_stats<kPass>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
+    if (here) pixel_stats<kPass, true>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
     if (pixel.slices > 1)
       join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
@@ -192,7 +195,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
        first += static_cast<int64_t>(gridDim.x) * of_block)
     pixel_rows<kPass, V, X>(call, plan, pixel, loss, first + of_thread, slice, row_pixels_storage,
                             totals);
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true);
+  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
 }
 
 }  // namespace fusedloss::cuda
