@@ -243,9 +243,9 @@ def region_call(input: Tensor, target: Tensor, options: RegionOptions) -> Region
         "ignore_index": NOTHING_IGNORED if ignored is None or soft_rows else ignored,
         "reduction": REDUCTIONS[options.reduction],
     }
-    alpha, side = options.alpha, options.class_weight
+    side, alpha = options.class_weight, options.alpha
     if isinstance(alpha, Tensor):
-        alpha, side = None, alpha.expand(input.size(1))
+        side, alpha = alpha.expand(input.size(1)), None
     arguments: RegionArguments
     if options.softmax:
         arguments = SoftmaxRegionArguments(
