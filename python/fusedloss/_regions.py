@@ -204,18 +204,21 @@ def _factors(options: RegionOptions) -> tuple[float, float, float, float]:
     return 2.0, 0.0, 1.0, 1.0  # 2 I / (P + T)
 
 
-def with_channels(input: Tensor, target: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """Both with a batch dimension, and with a dimension of classes, which binary ones may lack.
+def with_channel(input: Tensor) -> Tensor:
+    """A binary input with a dimension of classes, which it may lack.
 
     An input whose second dimension is 1 has one: whichever way it is read, the regions are the same.
     """
+    return input if input.dim() > 1 and input.size(1) == 1 else input.unsqueeze(1)
+
+
+def with_channels(input: Tensor, target: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """Both with a batch dimension, and where elements count with one of classes."""
     if mode == "binary":
-        if input.dim() < 2 or input.size(1) != 1:
-            input = input.unsqueeze(1)
-        if target.dim() < input.dim():
-            target = target.unsqueeze(1)
-    elif input.dim() == 1:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
+        input = with_channel(input)
+        return input, target.unsqueeze(1) if target.dim() < input.dim() else target
+    if input.dim() == 1:
+        return input.unsqueeze(0), target.unsqueeze(0)
     return input, target
 
 

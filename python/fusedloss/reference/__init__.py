@@ -13,6 +13,7 @@ from .regions import (
     dice_loss,
     generalized_dice_loss,
     jaccard_loss,
+    region_loss,
     tversky_loss,
 )
 from .sigmoid_focal import sigmoid_focal_loss
@@ -29,6 +30,7 @@ __all__ = [
     "linear_margin_softmax_loss",
     "margin_softmax_loss",
     "nll_loss",
+    "region_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "tversky_loss",
