@@ -10,7 +10,7 @@ from .margin_softmax import ARCFACE, MARGIN_SOFTMAX
 from .region_losses import REGION_LOSSES
 from .sigmoid_focal import SIGMOID_FOCAL
 from .softmax_focal import SOFTMAX_FOCAL
-from .table import Case, Loss, lay_out
+from .table import Case, Loss, lay_out, under_its_schedules
 
 __all__ = [
     "ARCFACE",
@@ -25,6 +25,7 @@ __all__ = [
     "Case",
     "Loss",
     "lay_out",
+    "under_its_schedules",
 ]
 
 # Those with a loss of each element or row.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -101,6 +102,15 @@ class Case:
         if self.ignored:
             target[torch.rand(target.shape, generator=generator) < self.ignored] = ignore_index
         return target
+
+
+def under_its_schedules(cases: list[Case]) -> list[Any]:
+    """(case, schedule): all that make a difference, as parameters of a test."""
+    return [
+        pytest.param(case, schedule, id=f"{case.name}-{schedule}")
+        for case in cases
+        for schedule in case.loss.schedules
+    ]
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
