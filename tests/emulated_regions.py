@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from emulated import DTYPES, TERMS, View, _grad_like, _view, device_memory
-from fusedloss._regions import JOINED, region_call, region_options
+from fusedloss._regions import _FUNCTIONS, JOINED, region_call, region_options
 from torch import Tensor
 
 NOTHING, CROSS_ENTROPY, FOCAL = range(len(JOINED))
@@ -137,9 +139,7 @@ class _EmulatedRegions:
             "grad": _view(grad, self.sizes),
             "scale": scale.data_ptr(),
         }
-        with device_memory(
-            self.module, *self.inputs, grad_output, scale, slopes, grad, self.saved
-        ):
+        with device_memory(self.module, *self.inputs, grad_output, scale, slopes, grad, self.saved):
             self.launch("bwd", call, region)
         return grad.view(self.given.shape) if grad.dim() != self.given.dim() else grad
 
@@ -147,8 +147,10 @@ class _EmulatedRegions:
         """Whether losses have a dimension of samples."""
         return not self.numbers["batch"]
 
-    def run(self, grad_output: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(loss, gradient)."""
+    def run(
+        self, schedule: str = "recompute", grad_output: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, gradient). There is one schedule: no gradient is known before all sums are."""
         loss, scale, slopes = self.forward()
         upstream = torch.ones((), dtype=self.dtype) if grad_output is None else grad_output
         upstream = upstream.expand(loss.shape) if grad_output is None else upstream
@@ -160,7 +162,9 @@ class SoftmaxRegions(_EmulatedRegions):
 
     engine = "softmax"
 
-    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, *a: Any, **o: Any) -> None:
+    def __init__(
+        self, module: ModuleType, input: Tensor, target: Tensor, *a: Any, **o: Any
+    ) -> None:
         super().__init__(module, input, target, *a, **o)
         n = self.numbers
         smooths = n["label_smoothing"] > 0 and self.joined != NOTHING
@@ -206,7 +210,9 @@ class ElementRegions(_EmulatedRegions):
 
     engine = "element"
 
-    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, *a: Any, **o: Any) -> None:
+    def __init__(
+        self, module: ModuleType, input: Tensor, target: Tensor, *a: Any, **o: Any
+    ) -> None:
         super().__init__(module, input, target, *a, **o)
         self.call |= {
             "class_dim": 1 if self.indexed else -1,
@@ -224,3 +230,9 @@ def emulated_regions(
     """The walk that the public function would take."""
     walk = SoftmaxRegions if region_options(function, options).softmax else ElementRegions
     return walk(module, input, target, function, **options)
+
+
+# What a table of losses calls, by the public function's name.
+REGION_LOSSES: dict[str, Callable[..., SoftmaxRegions | ElementRegions]] = {
+    name: partial(emulated_regions, function=name) for name in _FUNCTIONS
+}

@@ -35,8 +35,7 @@ struct RegionWorkspace {
 inline RegionWorkspace region_workspace(const RegionCall& region, int64_t blocks,
                                         int64_t bytes_of_totals, int64_t parts,
                                         int64_t number_size) {
-  return {blocks * bytes_of_totals,
-          region.num_regions() * static_cast<int64_t>(sizeof(RegionSums)),
+  return {blocks * bytes_of_totals, region.num_regions() * static_cast<int64_t>(sizeof(RegionSums)),
           3 * region.num_regions() * parts * number_size};
 }
 

@@ -147,8 +147,7 @@ __device__ __forceinline__ void load_targets(const PointwiseCall& call, int64_t 
   for (int k = 0; k < N; ++k) {
     valid[k] = labels[k] != call.ignore_index;
     t[k] = labels[k] == this_class ? T(1) : T(0);
-    if (labels[k] < 0 || labels[k] >= call.num_classes)
-      t[k] = std::numeric_limits<T>::quiet_NaN();
+    if (labels[k] < 0 || labels[k] >= call.num_classes) t[k] = std::numeric_limits<T>::quiet_NaN();
   }
 }
 
@@ -218,7 +217,8 @@ __device__ __forceinline__ void region_run(const PointwiseCall& call, const Regi
   const bool aligned =
       reinterpret_cast<uintptr_t>(static_cast<const unsigned char*>(call.target.data) +
                                   (at.target + head) * plan.target_size) %
-              plan.target_word == 0 &&
+              plan.target_word ==
+          0 &&
       (kPass != Pass::kGrad || reinterpret_cast<uintptr_t>(grads + head) % kVectorBytes == 0);
   if (aligned) {
 #pragma unroll 1
@@ -286,8 +286,8 @@ __global__ void __launch_bounds__(kPointwiseThreads, kBlocksPerMultiprocessor)
     } else {
       const int64_t first = tile * kSmallestTile;
 #pragma unroll 1
-      for (int64_t i = first + threadIdx.x;
-           i < first + kSmallestTile && i < plan.elements.numel; i += kPointwiseThreads)
+      for (int64_t i = first + threadIdx.x; i < first + kSmallestTile && i < plan.elements.numel;
+           i += kPointwiseThreads)
         region_element<kPass, X>(call, regions.squared, loss, region,
                                  locate_in_region(call, plan, region.start, i), sums);
     }

@@ -1,5 +1,5 @@
-// The end of a forward of the region engine, for both of its walks. Each block of a walk leaves what
-// it has seen of its regions; region_sums_kernel adds that up, a warp for each region, and
+// The end of a forward of the region engine, for both of its walks. Each block of a walk leaves
+// what it has seen of its regions; region_sums_kernel adds that up, a warp for each region, and
 // region_finish_kernel, a single block, makes losses and slopes of the sums and joins the other
 // loss. Every sum has a fixed order.
 #pragma once
@@ -106,8 +106,9 @@ __device__ __forceinline__ double joined_loss(const Call& call, const RegionCall
 // A unit is what has a ratio of its own; see ../loss/overlap.h.
 template <class T, class Totals, class Call>
 __global__ void __launch_bounds__(kRegionFinishThreads)
-    region_finish_kernel(const __grid_constant__ Call call, const __grid_constant__ RegionCall region,
-                         const Totals* blocks, int64_t num_blocks, const RegionSums* all_sums) {
+    region_finish_kernel(const __grid_constant__ Call call,
+                         const __grid_constant__ RegionCall region, const Totals* blocks,
+                         int64_t num_blocks, const RegionSums* all_sums) {
   __shared__ double loss_slots[kWarp];
   __shared__ long long left_slots[kWarp];
   __shared__ double unit_factor;
@@ -145,8 +146,7 @@ struct RegionPlaces {
   RegionPartials<T> partials;
 
   RegionPlaces(void* workspace, const RegionCall& region, int64_t blocks, int64_t parts) {
-    const RegionWorkspace size =
-        region_workspace(region, blocks, sizeof(Totals), parts, sizeof(T));
+    const RegionWorkspace size = region_workspace(region, blocks, sizeof(Totals), parts, sizeof(T));
     unsigned char* at = static_cast<unsigned char*>(workspace);
     totals = reinterpret_cast<Totals*>(at);
     sums = reinterpret_cast<RegionSums*>(at + size.totals_bytes);

@@ -30,9 +30,8 @@ constexpr bool kTakesSoft = kNothingJoined<Loss> || Loss::kHasWeightedTerms;
 struct RegionRowPlan {
   RowPlan rows;  // of one group
   int64_t logits_group, target_group, saved_group, grad_group;
-  int64_t tiles, parts;         // of one group: pieces of its rows, and blocks that share them
+  int64_t tiles, parts;          // of one group: pieces of its rows, and blocks that share them
   int classes, window, windows;  // all, of one block, and blocks that share them
-  bool shared_slopes;           // backward: a group's slopes fit into shared memory
 };
 
 // One block's place.
@@ -93,6 +92,10 @@ struct WarpSums {
         truth(mass + window) {}
 };
 
+// The number of the two where one is NaN.
+__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double smaller(double a, double b) { return fmin(a, b); }
+
 // V rows of a tile as the sweeps over their classes see them.
 template <int V, class T>
 struct RegionRows {
@@ -105,26 +108,26 @@ struct RegionRows {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       max[v] = states[v].max;
-      share[v] = labels[v] == kBadLabel ? std::numeric_limits<T>::quiet_NaN() : states[v].inverse;
       kept[v] = labels[v] != kIgnored;
+      share[v] = kept[v] ? states[v].inverse : T(0);
+      if (labels[v] == kBadLabel) share[v] = std::numeric_limits<T>::quiet_NaN();
       all = all && kept[v];
     }
     all_kept = __all_sync(0xffffffffu, all);
   }
 
-  // p_j of U classes; 0 of rows that are ignored, whatever their logits.
-  template <int U, class X>
+  // p_j of U classes. Those of ignored rows are 0, as their share is, if e is finite, which it is
+  // made unless all rows are kept (kAllKept). No NaN is lost that way: it is in the share.
+  template <bool kAllKept, int U, class X>
   __device__ __forceinline__ void probabilities(const X (&raw)[U][V], T (&p)[U][V]) const {
 #pragma unroll
-    for (int u = 0; u < U; ++u)
+    for (int u = 0; u < U; ++u) {
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        p[u][v] = exp_nonpositive(to<T>(raw[u][v]) - max[v]) * share[v];
-    if (all_kept) return;
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int v = 0; v < V; ++v) p[u][v] = kept[v] ? p[u][v] : T(0);
+      for (int v = 0; v < V; ++v) {
+        const T below = to<T>(raw[u][v]) - max[v];
+        p[u][v] = exp_nonpositive(kAllKept ? below : smaller(below, T(0))) * share[v];
+      }
+    }
   }
 };
 
@@ -136,18 +139,21 @@ __device__ __forceinline__ void add_terms(T (&terms)[U], T* sums, int at, int le
   if (lane < U && lane < left) sums[at + lane] += sum;
 }
 
-template <bool kSquared, int V, class X, class T>
-__device__ __forceinline__ void add_mass(const RegionRowPlan& plan, const RegionRowBlock& block,
-                                         const X* pixels, const RegionRows<V, T>& rows,
-                                         const WarpSums<T>& sums) {
+template <bool kSquared, bool kAllKept, int V, class X, class T>
+__device__ __forceinline__ void sweep_mass(const RegionRowPlan& plan, const RegionRowBlock& block,
+                                           const X* pixels, const RegionRows<V, T>& rows,
+                                           const WarpSums<T>& sums) {
   constexpr int U = kPixelClasses<X>;
+  const int64_t step = plan.rows.logits_step;
+  int at = (block.count - 1) / U * U;
+  const X* from = pixels + (block.first + at) * step;
 #pragma unroll 1
-  for (int at = (block.count - 1) / U * U; at >= 0; at -= U) {
-    alignas(sizeof(X) * V) X raw[U][V] = {};
-    load_pixels<Pass::kLoss>(pixels, plan.rows.logits_step, block.first + at,
-                             block.first + block.count, raw);
+  for (; at >= 0; at -= U) {
+    alignas(sizeof(X) * V) X raw[U][V];
+    load_chunk<Pass::kLoss>(from, step, block.count - at, raw);
+    from -= U * step;
     T p[U][V], terms[U];
-    rows.probabilities(raw, p);
+    rows.template probabilities<kAllKept>(raw, p);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       terms[u] = T(0);
@@ -156,6 +162,16 @@ __device__ __forceinline__ void add_mass(const RegionRowPlan& plan, const Region
     }
     add_terms(terms, sums.mass, at, block.count - at);
   }
+}
+
+template <bool kSquared, int V, class X, class T>
+__device__ __forceinline__ void add_mass(const RegionRowPlan& plan, const RegionRowBlock& block,
+                                         const X* pixels, const RegionRows<V, T>& rows,
+                                         const WarpSums<T>& sums) {
+  if (rows.all_kept)
+    sweep_mass<kSquared, true>(plan, block, pixels, rows, sums);
+  else
+    sweep_mass<kSquared, false>(plan, block, pixels, rows, sums);
 }
 
 // Overlap and truth of class indices. `p`: of the rows' own classes.
@@ -204,16 +220,17 @@ __device__ __forceinline__ void add_soft(const RowSoftmaxCall& call, const Regio
   const int64_t row_step = call.target.strides[call.shape.ndim - 1];
 #pragma unroll 1
   for (int at = (block.count - 1) / U * U; at >= 0; at -= U) {
-    alignas(sizeof(X) * V) X raw[U][V] = {};
+    alignas(sizeof(X) * V) X raw[U][V];
     T t[U][V] = {}, p[U][V];
     const int first = block.first + at, end = block.first + block.count;
-    load_pixels<Pass::kLoss>(pixels, plan.rows.logits_step, first, end, raw);
+    load_chunk<Pass::kLoss>(pixels + first * plan.rows.logits_step, plan.rows.logits_step,
+                            end - first, raw);
 #pragma unroll
     for (int u = 0; u < U; ++u)
       if (first + u < end)
         load_floats<V>(call.target.data, call.target.dtype,
                        target_at + (first + u) * plan.rows.target_step, row_step, t[u]);
-    rows.probabilities(raw, p);
+    rows.template probabilities<false>(raw, p);
     T overlap[U], mass[U], truth[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -307,8 +324,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     const int64_t index = block.group * plan.classes + block.first + c;
     partials.at(number, index)[block.part] = sum;
   }
-  if (block.first == 0)
-    leave_row_totals(call, totals, true, block.group * plan.parts + block.part);
+  if (block.first == 0) leave_row_totals(call, totals, true, block.group * plan.parts + block.part);
 }
 
 }  // namespace fusedloss::cuda

@@ -3,7 +3,8 @@
 //
 //   dL/dx_j = p_j (h_j - dot) + (the joined loss's)     for j != t, with e_j = e^(x_j - max):
 //           = e_j (share h_j + base) + terms u_j        base = softmax - share dot
-//   dL/dx_t = p_t (h_t - dot) + target                  h_t - dot = q h_t - sum over k != t of p_k h_k
+//   dL/dx_t = p_t (h_t - dot) + target                  h_t - dot = q h_t - sum over k != t of p_k
+//   h_k
 //
 // The last form does not cancel where the target dominates. A tile is walked twice, for `dot` and
 // for the gradient, the second time from the cache and in reverse. Tiles themselves are taken in
@@ -16,17 +17,17 @@ namespace fusedloss::cuda {
 
 // Classes that a thread loads ahead; targets beside the logits leave room for half as many.
 template <class X, bool kSoft>
-constexpr int kGradientClasses = kSoft && kPixelClasses<X> > 1 ? kPixelClasses<X> / 2
-                                                               : kPixelClasses<X>;
+constexpr int kGradientClasses =
+    kSoft && kPixelClasses<X> > 1 ? kPixelClasses<X> / 2 : kPixelClasses<X>;
 
-// A group's slopes times the incoming gradient: in shared memory, padded for vectors, or where there
-// are too many read one by one.
-template <class T>
+// A group's slopes times the incoming gradient: in shared memory, padded for vectors, or (kFar)
+// read one by one where there are too many.
+template <class Number, bool kFar>
 struct GroupSlopes {
+  using T = Number;
   const RegionCall& region;
   int64_t group;
   int classes, padded;
-  bool shared;
   T* numbers;  // by overlap, then by mass
 
   __device__ __forceinline__ GroupSlopes(const RegionCall& call, const RegionRowPlan& plan,
@@ -35,7 +36,6 @@ struct GroupSlopes {
         group(which),
         classes(plan.classes),
         padded((plan.classes + 3) / 4 * 4),
-        shared(plan.shared_slopes),
         numbers(static_cast<T*>(storage)) {}
 
   __device__ __forceinline__ RegionSlope<T> from_memory(int c) const {
@@ -43,14 +43,14 @@ struct GroupSlopes {
     if (c >= classes || from_first < 0) return {T(0), T(0)};
     const RegionSlope<T> slope =
         static_cast<const RegionSlope<T>*>(region.slopes)[group * classes + c];
-    const T upstream = static_cast<const T*>(
-        region.upstream)[group * region.upstream_group_stride +
-                         from_first * region.upstream_class_stride];
+    const T upstream =
+        static_cast<const T*>(region.upstream)[group * region.upstream_group_stride +
+                                               from_first * region.upstream_class_stride];
     return {slope.overlap * upstream, slope.mass * upstream};
   }
 
   __device__ __forceinline__ void load() const {
-    for (int c = threadIdx.x; shared && c < padded; c += kRowThreads) {
+    for (int c = threadIdx.x; !kFar && c < padded; c += kRowThreads) {
       const RegionSlope<T> slope = from_memory(c);
       numbers[c] = slope.overlap;
       numbers[padded + c] = slope.mass;
@@ -58,22 +58,26 @@ struct GroupSlopes {
   }
 
   __device__ __forceinline__ RegionSlope<T> of(int c) const {
-    if (!shared) return from_memory(c);
+    if constexpr (kFar) return from_memory(c);
     return {numbers[c], numbers[padded + c]};
   }
 
   template <int U>
   __device__ __forceinline__ void masses(int j, T (&out)[U]) const {
-    if (shared) return load_vector_coherent<U>(numbers + padded + j, out);
-#pragma unroll
-    for (int u = 0; u < U; ++u) out[u] = from_memory(j + u).mass;
+    if constexpr (kFar) {
+      for (int u = 0; u < U; ++u) out[u] = from_memory(j + u).mass;
+    } else {
+      load_vector_coherent<U>(numbers + padded + j, out);
+    }
   }
 
   template <int U>
   __device__ __forceinline__ void overlaps(int j, T (&out)[U]) const {
-    if (shared) return load_vector_coherent<U>(numbers + j, out);
-#pragma unroll
-    for (int u = 0; u < U; ++u) out[u] = from_memory(j + u).overlap;
+    if constexpr (kFar) {
+      for (int u = 0; u < U; ++u) out[u] = from_memory(j + u).overlap;
+    } else {
+      load_vector_coherent<U>(numbers + j, out);
+    }
   }
 };
 
@@ -92,9 +96,9 @@ struct RegionGradient {
 };
 
 // The soft targets of U classes of V rows times their slopes.
-template <int U, int V, class T>
+template <int U, int V, class Slopes, class T>
 __device__ __forceinline__ void soft_parts(const RowSoftmaxCall& call, const RegionRowPlan& plan,
-                                           int64_t target_at, int j, const GroupSlopes<T>& slopes,
+                                           int64_t target_at, int j, const Slopes& slopes,
                                            T (&out)[U][V]) {
   T overlap[U];
   slopes.overlaps(j, overlap);
@@ -111,38 +115,44 @@ __device__ __forceinline__ void soft_parts(const RowSoftmaxCall& call, const Reg
 }
 
 // sum of p_k h_k over the classes but the label's.
-template <bool kSoft, bool kSquared, int V, class X, class T>
+template <bool kSoft, bool kSquared, int V, class X, class Slopes, class T>
 __device__ __forceinline__ void region_dots(const RowSoftmaxCall& call, const RegionRowPlan& plan,
-                                            const GroupSlopes<T>& slopes, const X* pixels,
+                                            const Slopes& slopes, const X* pixels,
                                             int64_t target_at, const RegionGradient<V, T>& rows,
                                             T (&dots)[V]) {
   constexpr int U = kGradientClasses<X, kSoft>;
   T linear[V] = {}, squares[V] = {};
+  const int64_t step = plan.rows.logits_step;
+  const X* logits = pixels;
 #pragma unroll 1
   for (int j = 0; j < plan.classes; j += U) {
-    alignas(sizeof(X) * V) X raw[U][V] = {};
-    load_pixels<Pass::kGrad>(pixels, plan.rows.logits_step, j, plan.classes, raw);
+    alignas(sizeof(X) * V) X raw[U][V];
+    load_chunk<Pass::kGrad>(logits, step, plan.classes - j, raw);
+    logits += U * step;
     T mass[U], soft[U][V];
     slopes.masses(j, mass);
     if constexpr (kSoft) soft_parts(call, plan, target_at, j, slopes, soft);
+    T e[U][V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      T e[U];
+    for (int u = 0; u < U; ++u)
+#pragma unroll
+      for (int v = 0; v < V; ++v) e[u][v] = exp_nonpositive(to<T>(raw[u][v]) - rows.max[v]);
+    if (!kSoft && any_among<U>(rows.label, j)) {
 #pragma unroll
       for (int u = 0; u < U; ++u)
-        e[u] = j + u < plan.classes ? exp_nonpositive(to<T>(raw[u][v]) - rows.max[v]) : T(0);
-      if (!kSoft && static_cast<unsigned>(rows.label[v] - j) < static_cast<unsigned>(U)) {
 #pragma unroll
-        for (int u = 0; u < U; ++u)
-          if (j + u == rows.label[v]) e[u] = T(0);
-      }
+        for (int v = 0; v < V; ++v)
+          if (j + u == rows.label[v]) e[u][v] = T(0);
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         if (kSquared)
-          squares[v] += mass[u] * e[u] * e[u];
+          squares[v] += mass[u] * e[u][v] * e[u][v];
         else
-          linear[v] += mass[u] * e[u];
-        if constexpr (kSoft) linear[v] += soft[u][v] * e[u];
+          linear[v] += mass[u] * e[u][v];
+        if constexpr (kSoft) linear[v] += soft[u][v] * e[u][v];
       }
     }
   }
@@ -151,21 +161,28 @@ __device__ __forceinline__ void region_dots(const RowSoftmaxCall& call, const Re
     dots[v] = rows.share[v] * (linear[v] + (kSquared ? T(2) * rows.share[v] * squares[v] : T(0)));
 }
 
-template <bool kSoft, bool kSquared, bool kWithTerms, int V, class X, class T>
+template <bool kSoft, bool kSquared, bool kWithTerms, int V, class X, class Slopes, class T>
 __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
-                                                const RegionRowPlan& plan,
-                                                const GroupSlopes<T>& slopes, const X* pixels,
-                                                int64_t target_at,
+                                                const RegionRowPlan& plan, const Slopes& slopes,
+                                                const X* pixels, int64_t target_at,
                                                 const RegionGradient<V, T>& rows, X* grads) {
   constexpr int U = kGradientClasses<X, kSoft>;
+  bool any_ignored = false;
   T factor[V];  // of mass, or of mass e_j
 #pragma unroll
   for (int v = 0; v < V; ++v)
     factor[v] = kSquared ? T(2) * rows.share[v] * rows.share[v] : rows.share[v];
+#pragma unroll
+  for (int v = 0; v < V; ++v) any_ignored = any_ignored || rows.label[v] == kIgnored;
+  const int64_t step = plan.rows.logits_step, grad_step = plan.rows.grad_step;
+  int j = (plan.classes - 1) / U * U;
+  const X* logits = pixels + j * step;
+  X* into = grads + j * grad_step;
 #pragma unroll 1
-  for (int j = (plan.classes - 1) / U * U; j >= 0; j -= U) {
-    alignas(sizeof(X) * V) X raw[U][V] = {};
-    load_pixels<Pass::kGrad>(pixels, plan.rows.logits_step, j, plan.classes, raw);
+  for (; j >= 0; j -= U) {
+    alignas(sizeof(X) * V) X raw[U][V];
+    load_chunk<Pass::kGrad>(logits, step, plan.classes - j, raw);
+    logits -= U * step;
     T mass[U], soft[U][V], g[U][V];
     slopes.masses(j, mass);
     if constexpr (kSoft) soft_parts(call, plan, target_at, j, slopes, soft);
@@ -189,34 +206,32 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
         for (int v = 0; v < V; ++v) g[u][v] += rows.terms[v] * units[v];
       }
     }
+    if (any_ignored || (!kSoft && any_among<U>(rows.label, j))) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      if (rows.label[v] == kIgnored) {
+      for (int u = 0; u < U; ++u) {
 #pragma unroll
-        for (int u = 0; u < U; ++u) g[u][v] = T(0);
-      }
-      if (!kSoft && static_cast<unsigned>(rows.label[v] - j) < static_cast<unsigned>(U)) {
-#pragma unroll
-        for (int u = 0; u < U; ++u)
-          if (j + u == rows.label[v]) g[u][v] = rows.own[v];
+        for (int v = 0; v < V; ++v) {
+          if (!kSoft && j + u == rows.label[v]) g[u][v] = rows.own[v];
+          if (rows.label[v] == kIgnored) g[u][v] = T(0);
+        }
       }
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (j + u >= plan.classes) break;
 #pragma unroll
       for (int v = 0; v < V; ++v) raw[u][v] = from<X>(g[u][v]);
-      store_vector<V>(raw[u], grads + (j + u) * plan.rows.grad_step);
+      if (u < plan.classes - j) store_vector<V>(raw[u], into + u * grad_step);
     }
+    into -= U * grad_step;
   }
 }
 
 // Both walks over a tile's rows, of which a thread has V.
-template <bool kSoft, bool kSquared, int V, class X, class Loss>
-__device__ __forceinline__ void gradient_rows(
-    const RowSoftmaxCall& call, const RegionRowPlan& plan, const Loss& loss,
-    const GroupSlopes<typename Loss::value_type>& slopes, const RowOffsets& at,
-    RowScale<typename Loss::value_type> scale) {
+template <bool kSoft, bool kSquared, int V, class X, class Loss, class Slopes>
+__device__ __forceinline__ void gradient_rows(const RowSoftmaxCall& call, const RegionRowPlan& plan,
+                                              const Loss& loss, const Slopes& slopes,
+                                              const RowOffsets& at,
+                                              RowScale<typename Loss::value_type> scale) {
   using T = typename Loss::value_type;
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
   RegionGradient<V, T> rows;
@@ -259,7 +274,7 @@ __device__ __forceinline__ void gradient_rows(
       call, plan, slopes, pixels, at.target, rows, static_cast<X*>(call.grad.data) + at.grad);
 }
 
-template <int V, class X, class Loss>
+template <int V, bool kFar, class X, class Loss>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     region_rows_gradient_kernel(const __grid_constant__ RowSoftmaxCall call,
                                 const __grid_constant__ RegionCall region,
@@ -268,7 +283,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
   extern __shared__ __align__(16) unsigned char region_slopes_storage[];
   const int64_t index = static_cast<int64_t>(gridDim.x) - 1 - blockIdx.x;
   const int64_t group = index / plan.parts, part = index % plan.parts;
-  const GroupSlopes<T> slopes(region, plan, group, region_slopes_storage);
+  const GroupSlopes<T, kFar> slopes(region, plan, group, region_slopes_storage);
   slopes.load();
   RowScale<T> scale{T(0), T(0)};
   if constexpr (!kNothingJoined<Loss>) {

@@ -16,11 +16,8 @@ RegionRowPlan plan_region_rows(RowSoftmaxCall& call, const RegionCall& region) {
   RegionRowPlan plan{};
   plan.classes = static_cast<int>(call.num_classes);
   const int64_t of_class = kRegionNumbers * (kRowThreads / kWarp) * static_cast<int64_t>(sizeof(T));
-  plan.window =
-      static_cast<int>(std::min<int64_t>(plan.classes, kRegionSharedBytes / of_class));
+  plan.window = static_cast<int>(std::min<int64_t>(plan.classes, kRegionSharedBytes / of_class));
   plan.windows = (plan.classes + plan.window - 1) / plan.window;
-  plan.shared_slopes = (plan.classes + 3) / 4 * 4 * 2 * static_cast<int64_t>(sizeof(T)) <=
-                       kRegionSharedBytes;
   plan.parts = 1;
   const int group = region_dim(call.shape, region, false);
   if (group >= 0) {
@@ -45,7 +42,7 @@ inline bool allows_group_vectors(const RowSoftmaxCall& call, const TensorView& v
 // The sums, the saved numbers and the totals of the joined loss, and their finish.
 template <int V, class X, class Loss>
 void walk_region_rows(RowSoftmaxCall& call, const RegionCall& region, RegionRowPlan& plan,
-                         const Loss& loss, cudaStream_t stream) {
+                      const Loss& loss, cudaStream_t stream) {
   using T = typename Loss::value_type;
   plan.tiles = ceil_div(plan.rows.rows, kRowThreads * V);
   plan.parts = region_parts(plan.tiles, region.num_groups);
@@ -60,14 +57,14 @@ void walk_region_rows(RowSoftmaxCall& call, const RegionCall& region, RegionRowP
   finish_regions<T>(call, region, places, blocks, stream);
 }
 
-template <int V, class X, class Loss>
+template <int V, bool kFar, class X, class Loss>
 void walk_region_gradients(const RowSoftmaxCall& call, const RegionCall& region,
                            RegionRowPlan& plan, const Loss& loss, cudaStream_t stream) {
   plan.tiles = ceil_div(plan.rows.rows, kRowThreads * V);
   plan.parts = std::min(plan.tiles, std::max<int64_t>(kMaxRowBlocks / region.num_groups, 1));
   const int64_t padded = (plan.classes + 3) / 4 * 4;
-  const int64_t shared = plan.shared_slopes ? 2 * padded * sizeof(typename Loss::value_type) : 0;
-  launch("region rows gradient kernel", region_rows_gradient_kernel<V, X, Loss>,
+  const int64_t shared = !kFar ? 2 * padded * sizeof(typename Loss::value_type) : 0;
+  launch("region rows gradient kernel", region_rows_gradient_kernel<V, kFar, X, Loss>,
          {region.num_groups * plan.parts, kRowThreads, static_cast<int>(shared)}, stream, call,
          region, plan, loss);
 }
@@ -104,10 +101,14 @@ void region_rows_backward(RowSoftmaxCall call, const RegionCall& region, const M
     const bool vectors =
         allows_group_vectors(call, call.logits, plan.rows.logits_step, plan.logits_group, V) &&
         allows_group_vectors(call, call.grad, plan.rows.grad_step, plan.grad_group, V);
-    if (vectors)
-      walk_region_gradients<V, X>(call, region, plan, loss, stream);
+    // A group's slopes must fit into shared memory, padded for vectors.
+    const int64_t padded = (plan.classes + 3) / 4 * 4;
+    if (2 * padded * static_cast<int64_t>(sizeof(Accumulator<X>)) > kRegionSharedBytes)
+      walk_region_gradients<1, true, X>(call, region, plan, loss, stream);
+    else if (vectors)
+      walk_region_gradients<V, false, X>(call, region, plan, loss, stream);
     else
-      walk_region_gradients<1, X>(call, region, plan, loss, stream);
+      walk_region_gradients<1, false, X>(call, region, plan, loss, stream);
   });
 }
 

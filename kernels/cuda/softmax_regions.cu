@@ -11,14 +11,12 @@ template <class Run>
 auto with_joined(const RowSoftmaxCall& call, const SoftmaxRegionOptions& options, const Run& run) {
   switch (options.joined) {
     case Joined::kCrossEntropy:
-      return run([&](auto zero) {
-        return CrossEntropy<decltype(zero)>(options.cross_entropy, call);
-      });
+      return run(
+          [&](auto zero) { return CrossEntropy<decltype(zero)>(options.cross_entropy, call); });
     case Joined::kFocal:
       return run([&](auto zero) {
         using Power = SwitchedPower<decltype(zero)>;
-        return SoftmaxFocal<decltype(zero), Power>(options.focal, call,
-                                                   Power(options.focal.gamma));
+        return SoftmaxFocal<decltype(zero), Power>(options.focal, call, Power(options.focal.gamma));
       });
     default:
       return run([](auto zero) { return NoRowLoss<decltype(zero)>{}; });

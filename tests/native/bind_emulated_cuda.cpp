@@ -9,8 +9,9 @@ namespace py = pybind11;
 using namespace fusedloss;
 
 void bind_emulated_cuda(py::module_& m) {
-  m.def("pointwise_workspace_bytes",
-        [](const py::dict& given) { return pointwise_workspace_bytes(make_pointwise_call(given), nullptr); });
+  m.def("pointwise_workspace_bytes", [](const py::dict& given) {
+    return pointwise_workspace_bytes(make_pointwise_call(given), nullptr);
+  });
   m.def("sigmoid_focal_fwd", [](const py::dict& given, double gamma, double label_smoothing) {
     launch_sigmoid_focal_fwd(make_pointwise_call(given), {gamma, label_smoothing}, nullptr);
   });
