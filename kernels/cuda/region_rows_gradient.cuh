@@ -148,11 +148,11 @@ __device__ __forceinline__ void region_dots(const RowSoftmaxCall& call, const Re
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        if (kSquared)
-          squares[v] += mass[u] * e[u][v] * e[u][v];
-        else
+        if (kSquared) squares[v] += mass[u] * e[u][v] * e[u][v];
+        if constexpr (kSoft)
+          linear[v] += (kSquared ? soft[u][v] : mass[u] + soft[u][v]) * e[u][v];
+        else if (!kSquared)
           linear[v] += mass[u] * e[u][v];
-        if constexpr (kSoft) linear[v] += soft[u][v] * e[u][v];
       }
     }
   }
@@ -191,9 +191,12 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const T e = exp_nonpositive(to<T>(raw[u][v]) - rows.max[v]);
-        T h = (kSquared ? mass[u] * e : mass[u]) * factor[v] + rows.base[v];
-        if constexpr (kSoft) h += soft[u][v] * rows.share[v];
-        g[u][v] = e * h;
+        if constexpr (kSoft) {  // as the dots were made: they may cancel
+          const T h = (kSquared ? T(2) * rows.share[v] * (mass[u] * e) : mass[u]) + soft[u][v];
+          g[u][v] = e * (h * rows.share[v] + rows.base[v]);
+        } else {
+          g[u][v] = e * ((kSquared ? mass[u] * e : mass[u]) * factor[v] + rows.base[v]);
+        }
       }
     }
     if (kWithTerms && call.terms != Terms::kNone) {
