@@ -95,7 +95,10 @@ FUSEDLOSS_HD float exp2_nonpositive(float x, float to_log2, float smallest) {
 // below 1.7e-38 (x < -86.98) are 0.
 FUSEDLOSS_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
-  return __expf(x);
+  // Of __expf's instructions those two that matter: the others keep subnormal results.
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * kLog2E));
+  return power;
 #else
   return exp2_nonpositive(x, kLog2E, kSmallestExponent);
 #endif

@@ -216,6 +216,13 @@ __device__ __forceinline__ RowState<T> finish_row(const RowSoftmaxCall& call, co
   return make_state(loss, sums, logit, in.label, sum_u, in.unit, in.weight);
 }
 
+// Whether a row leaves a third number for backward.
+template <class Loss>
+__device__ __forceinline__ bool has_third(const RowSoftmaxCall& call) {
+  return (Loss::kHasWeightedTerms || Loss::kGradientNeedsSmooth) &&
+         saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3;
+}
+
 // What N neighbouring rows leave for backward.
 template <int N, class T, class Loss>
 __device__ __forceinline__ void save_rows(const RowSoftmaxCall& call, const Loss&,
@@ -233,8 +240,7 @@ __device__ __forceinline__ void save_rows(const RowSoftmaxCall& call, const Loss
   }
   store_apart(max, saved, step);
   store_apart(rest, saved + call.saved_stride, step);
-  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
-    store_apart(third, saved + 2 * call.saved_stride, step);
+  if (has_third<Loss>(call)) store_apart(third, saved + 2 * call.saved_stride, step);
 }
 
 // Their states in backward.
@@ -248,8 +254,7 @@ __device__ __forceinline__ void restore_rows(const RowSoftmaxCall& call, const L
   T max[N], rest[N], third[N] = {};
   load_apart(saved, step, max);
   load_apart(saved + call.saved_stride, step, rest);
-  if (saved_numbers(call.terms, Loss::kGradientNeedsSmooth) == 3)
-    load_apart(saved + 2 * call.saved_stride, step, third);
+  if (has_third<Loss>(call)) load_apart(saved + 2 * call.saved_stride, step, third);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     const RowInput<T> in(call, labels[k]);

@@ -35,6 +35,36 @@ __device__ __forceinline__ void load_pixels(const X* pixels, int64_t step, int j
     if (j + u < classes) load_logits<kPass, V>(pixels + (j + u) * step, raw[u]);
 }
 
+// The same for a walk that moves its pointer: `left` classes are there from `at` on, and -inf
+// stands for the others, so that nothing else has to know of them.
+template <Pass kPass, int V, int U, class X>
+__device__ __forceinline__ void load_chunk(const X* at, int64_t step, int left, X (&raw)[U][V]) {
+  if (left >= U) {
+#pragma unroll
+    for (int u = 0; u < U; ++u) load_logits<kPass, V>(at + u * step, raw[u]);
+    return;
+  }
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    if (u < left) {
+      load_logits<kPass, V>(at + u * step, raw[u]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) raw[u][v] = from<X>(-kInfinity<Accumulator<X>>);
+    }
+  }
+}
+
+// Whether a label is one of the U classes from j on: asked once for all, as it seldom is.
+template <int U, int V>
+__device__ __forceinline__ bool any_among(const int (&labels)[V], int j) {
+  bool any = false;
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    any = any || static_cast<unsigned>(labels[v] - j) < static_cast<unsigned>(U);
+  return any;
+}
+
 // u_j of V rows.
 template <int V, class T>
 __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const RowPlan& plan,
@@ -43,37 +73,50 @@ __device__ __forceinline__ void pixel_units(const RowSoftmaxCall& call, const Ro
                            call.target.strides[call.shape.ndim - 1], j, out);
 }
 
-template <Pass kPass, int V, class X, class T>
+// `kWithTerms`: whether the loss may have such terms.
+template <Pass kPass, bool kWithTerms, int V, class X, class T>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                             const LogitRule<T>& rule, const PixelPlan& pixel,
                                             int slice, const X* pixels, int64_t target_at,
                                             const int (&labels)[V], PixelStats<V, T>& stats) {
   constexpr int U = kPixelClasses<X>;
+  const int64_t step = plan.logits_step;
+  const X* at = pixels + slice * U * step;
+#pragma unroll 1
   for (int j = slice * U; j < pixel.classes; j += pixel.slices * U) {
     alignas(sizeof(X) * V) X raw[U][V];
-    load_pixels<kPass>(pixels, plan.logits_step, j, pixel.classes, raw);
+    load_chunk<kPass>(at, step, pixel.classes - j, raw);
+    at += pixel.slices * U * step;
+    T x[V][U];
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      T x[U];
+    for (int v = 0; v < V; ++v)
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        x[u] = j + u < pixel.classes ? to<T>(raw[u][v]) : -kInfinity<T>;
-        if (j + u != labels[v]) continue;
-        stats.logits[v] = x[u];
-        x[u] = -kInfinity<T>;
+      for (int u = 0; u < U; ++u) x[v][u] = to<T>(raw[u][v]);
+    if (any_among<U>(labels, j)) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+          if (j + u != labels[v]) continue;
+          stats.logits[v] = x[v][u];
+          x[v][u] = -kInfinity<T>;
+        }
       }
-      stats.rows[v].add(rule, x);
     }
-    if (call.terms == Terms::kNone) continue;
-    // The logits once more, from the nearest cache: kept, they would fill registers.
-#pragma unroll 1
-    for (int k = j; k < j + U && k < pixel.classes; ++k) {
-      T units[V];
-      pixel_units(call, plan, target_at, k, units);
-      load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
 #pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
+    for (int v = 0; v < V; ++v) stats.rows[v].add(rule, x[v]);
+    if constexpr (kWithTerms) {
+      if (call.terms == Terms::kNone) continue;
+      // The logits once more, from the nearest cache: kept, they would fill registers.
+#pragma unroll 1
+      for (int k = j; k < j + U && k < pixel.classes; ++k) {
+        T units[V];
+        pixel_units(call, plan, target_at, k, units);
+        load_logits<kPass, V>(pixels + k * plan.logits_step, raw[0]);
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+          if (k != labels[v]) stats.rows[v].add_term(to<T>(raw[0][v]), units[v]);
+      }
     }
   }
 }
@@ -155,7 +198,8 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
     PixelStats<V, T> stats;
-    if (here) pixel_stats<kPass>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
+    if (here)
+      pixel_stats<kPass, true>(call, plan, rule, pixel, slice, pixels, at.target, labels, stats);
     if (pixel.slices > 1)
       join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
@@ -192,7 +236,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
        first += static_cast<int64_t>(gridDim.x) * of_block)
     pixel_rows<kPass, V, X>(call, plan, pixel, loss, first + of_thread, slice, row_pixels_storage,
                             totals);
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true);
+  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
 }
 
 }  // namespace fusedloss::cuda
