@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from emulated import CrossEntropy, MarginSoftmax, SigmoidFocal, SoftmaxFocal
+from emulated_regions import ElementRegions, SoftmaxRegions, emulated_regions
 from torch import Tensor
 
 ROWS, CLASSES = 2048, 80
@@ -68,10 +69,44 @@ class RowWorkload:
 
 
 @dataclass(frozen=True)
+class RegionWorkload:
+    """Logits of one shape and dtype under a region loss. `policy`: as above, how its name begins."""
+
+    name: str
+    policy: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    function: str = "dice_loss"
+    options: dict[str, Any] = field(default_factory=dict)
+    target: str = "labels"  # labels | bool | soft
+    reduction: str = "mean"
+
+    def input(self) -> Tensor:
+        """The logits, or probabilities."""
+        logits = torch.randn(self.shape)
+        plain = not self.options.get("from_logits", True)
+        return (logits.sigmoid() if plain else logits).to(self.dtype)
+
+    def kernel(self, module: ModuleType, x: Tensor) -> SoftmaxRegions | ElementRegions:
+        """The loss on the emulator."""
+        generator = torch.Generator().manual_seed(1)
+        if self.target == "labels":
+            rows = (self.shape[0], *self.shape[2:])
+            target = torch.randint(0, self.shape[1], rows, generator=generator)
+        else:
+            target = torch.rand(self.shape, generator=generator)
+            target = target < 0.1 if self.target == "bool" else target.to(self.dtype)
+        return emulated_regions(module, x, target, self.function, **self.options)
+
+
+AnyWorkload = Workload | RowWorkload | RegionWorkload
+
+
+@dataclass(frozen=True)
 class Traffic:
     """One pass of a workload. Sectors are those of each warp's requests, 32 bytes each."""
 
-    workload: Workload | RowWorkload
+    workload: AnyWorkload
     what: str  # forward | backward | forward+grad | scale
     launches: int
     moved: int  # bytes of distinct sectors, once for each launch
@@ -149,12 +184,81 @@ ROW_WORKLOADS = [
     RowWorkload("[4, 300, 128] fp32", "row_pixels", (4, 300, 128), F32),
 ]
 
+MULTILABEL = {"mode": "multilabel"}
+REGION_WORKLOADS = [
+    RegionWorkload("[2, 19, 96, 96] fp32", "region_rows", (2, 19, 96, 96), F32),
+    RegionWorkload("[2, 19, 96, 96] bf16", "region_rows", (2, 19, 96, 96), BF16),
+    RegionWorkload("[1, 150, 64, 64] fp32", "region_rows", (1, 150, 64, 64), F32),
+    RegionWorkload(
+        "[2, 19, 96, 96] fp32, ce", "region_rows", (2, 19, 96, 96), F32, "dice_cross_entropy_loss"
+    ),
+    RegionWorkload(
+        "[2, 4, 32, 32, 32] fp32, ce",
+        "region_rows",
+        (2, 4, 32, 32, 32),
+        F32,
+        "dice_cross_entropy_loss",
+        {"batch": True},
+    ),
+    RegionWorkload(
+        "[2, 19, 96, 96] bf16, focal", "region_rows", (2, 19, 96, 96), BF16, "dice_focal_loss"
+    ),
+    RegionWorkload(
+        "[2, 5, 96, 96] fp32, soft squared",
+        "region_rows",
+        (2, 5, 96, 96),
+        F32,
+        "dice_loss",
+        {"squared": True},
+        "soft",
+    ),
+    RegionWorkload(
+        "[2, 19, 96, 96] fp64", "region_rows", (2, 19, 96, 96), F64, "dice_cross_entropy_loss"
+    ),
+    RegionWorkload(
+        "[2, 3, 160, 160] fp32, bool",
+        "region_elements",
+        (2, 3, 160, 160),
+        F32,
+        "dice_loss",
+        MULTILABEL,
+        "bool",
+    ),
+    RegionWorkload(
+        "[2, 3, 160, 160] bf16, bce",
+        "region_elements",
+        (2, 3, 160, 160),
+        BF16,
+        "dice_cross_entropy_loss",
+        MULTILABEL,
+        "bool",
+    ),
+    RegionWorkload(
+        "[2, 3, 161, 161] fp32, focal",
+        "region_elements",
+        (2, 3, 161, 161),
+        F32,
+        "dice_focal_loss",
+        MULTILABEL,
+        "soft",
+    ),
+    RegionWorkload(
+        "[8, 1, 160, 160] fp32, plain",
+        "region_elements",
+        (8, 1, 160, 160),
+        F32,
+        "dice_loss",
+        {**MULTILABEL, "from_logits": False, "batch": True},
+        "bool",
+    ),
+]
+
 
 def _bytes(*tensors: Tensor | None) -> int:
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
-def _taken(module: ModuleType, workload: Workload | RowWorkload, what: str, least: int) -> Traffic:
+def _taken(module: ModuleType, workload: AnyWorkload, what: str, least: int) -> Traffic:
     kernels = module.counters()
     ways = [k[way] for k in kernels for way in ("read", "write")]
     return Traffic(
@@ -172,8 +276,28 @@ def _taken(module: ModuleType, workload: Workload | RowWorkload, what: str, leas
     )
 
 
-def measure(module: ModuleType, workload: Workload | RowWorkload) -> list[Traffic]:
+def _measure_regions(module: ModuleType, workload: RegionWorkload) -> list[Traffic]:
+    """Forward and backward; the one schedule there is."""
+    x = workload.input()
+    module.configure(count=True, race_check=False, seed=0)
+    module.reset_counters()
+    kernel = workload.kernel(module, x)
+    loss, scale, slopes = kernel.forward()
+    # Of softmax regions alone a row's third number stays unused.
+    saved = kernel.saved if kernel.saved is None or kernel.joined else kernel.saved[:2]
+    small = (loss, scale, slopes)
+    least = _bytes(kernel.input, kernel.target, saved, *small)
+    passes = [_taken(module, workload, "forward", least)]
+    module.reset_counters()
+    grad = kernel.backward(torch.ones((), dtype=kernel.dtype), scale, slopes)
+    least = _bytes(kernel.input, kernel.target, saved, grad, *small)
+    return [*passes, _taken(module, workload, "backward", least)]
+
+
+def measure(module: ModuleType, workload: AnyWorkload) -> list[Traffic]:
     """Both gradient schedules of one workload: forward, backward; forward with gradient, its scaling."""
+    if isinstance(workload, RegionWorkload):
+        return _measure_regions(module, workload)
     x = workload.input()
     kernel = workload.kernel(module, x)
     target = kernel.target

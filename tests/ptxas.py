@@ -23,12 +23,16 @@ THREADS_PER_MULTIPROCESSOR = 2048  # sm_80, sm_90 and sm_100
 SHARED_PER_MULTIPROCESSOR = 164 * 1024  # of sm_80, the smallest; a block costs 1 KB beside its own
 THREADS_PER_BLOCK = 256
 # Launches that are not of 256 threads without dynamic shared memory: (threads, bytes) as
-# kernels/cuda/row_softmax_launch.cuh plans them, the largest of each kind. Fewer threads for double.
+# kernels/cuda/row_softmax_launch.cuh and region_rows_launch.cuh plan them, the largest of each kind.
+# Fewer threads for double.
 LAUNCHES = {
     "row_tile_kernel": [(256, 32 * 1024 + 16)],
     "row_block_kernel": [(128, 8208), (256, 16400), (512, 32784), (1024, 47 * 1024)],
     "row_pixels_kernel": [(256, 10 * 1024)],
     "row_finish_kernel": [(1024, 0)],
+    "region_rows_kernel": [(256, 39 * 1024)],
+    "region_rows_gradient_kernel": [(256, 39 * 1024)],
+    "region_finish_kernel": [(512, 0)],
 }
 
 
@@ -95,7 +99,9 @@ def _readable(names: list[str]) -> list[str]:
         name = re.sub(r"fusedloss::(cuda::)?(\(anonymous namespace\)::)?", "", name)
         name = name.replace("(Pass)0", "loss").replace("(Pass)1", "loss+grad")
         name = name.replace("(Pass)2", "grad").removeprefix("void ")
-        short.append(re.sub(r"\((PointwiseCall|RowSoftmaxCall|ScaleCall).*", "", name))
+        short.append(
+            re.sub(r"\((PointwiseCall|RowSoftmaxCall|ScaleCall|RegionPartials).*", "", name)
+        )
     return short
 
 

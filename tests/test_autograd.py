@@ -20,6 +20,7 @@ from cases import (
     Case,
     Loss,
     lay_out,
+    under_its_schedules,
 )
 from fusedloss import sigmoid_focal_loss
 from torch import Tensor
@@ -40,9 +41,9 @@ SMOOTH = [
 ]
 
 
-def each(cases: list[Case]) -> Any:
-    """A test over these rows of the table."""
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+def each_run(cases: list[Case]) -> Any:
+    """A test over these rows of the table, under every schedule."""
+    return pytest.mark.parametrize(("case", "schedule"), under_its_schedules(cases))
 
 
 def doubled(options: dict[str, Any]) -> dict[str, Any]:
@@ -64,16 +65,14 @@ def scalar_function(case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     return function, input.contiguous().clone().requires_grad_()
 
 
-@each_schedule
-@each(SMOOTH)
+@each_run(SMOOTH)
 def test_gradcheck(case: Case, schedule: str) -> None:
     function, x = scalar_function(case)
     with fusedloss.gradient_schedule(schedule), fusedloss.backend("native"):
         assert torch.autograd.gradcheck(function, (x,), fast_mode=True)
 
 
-@each_schedule
-@each(SMOOTH)
+@each_run(SMOOTH)
 def test_gradgradcheck(case: Case, schedule: str) -> None:
     function, x = scalar_function(case)
     with fusedloss.gradient_schedule(schedule), fusedloss.backend("native"):
@@ -149,8 +148,7 @@ def test_gradcheck_of_every_element(name: str, soft: bool, schedule: str) -> Non
         assert torch.autograd.gradgradcheck(function, (x,))
 
 
-@each_schedule
-@each([case for case in CASES if case.name != "focal-long" and case.emulated])
+@each_run([case for case in CASES if case.name != "focal-long" and case.emulated])
 def test_create_graph_gives_the_fused_gradient(case: Case, schedule: str) -> None:
     input, target, options = case.inputs(torch.float64)
     x = input.detach().requires_grad_()
@@ -210,8 +208,7 @@ TRACED = {
 }
 
 
-@each_schedule
-@each(CASES)
+@each_run(CASES)
 def test_opcheck(case: Case, schedule: str) -> None:
     checks = ALL_CHECKS if case.name in TRACED else CHEAP_CHECKS
     for dtype in (torch.float32, torch.bfloat16):

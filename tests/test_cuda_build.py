@@ -16,6 +16,9 @@ from fusedloss import _ops
 
 OPERATORS = ("sigmoid_focal_fwd", "sigmoid_focal_bwd", "scale_gradient", "scale_gradient_")
 ROW_LOSSES = ("cross_entropy.cu", "margin_softmax.cu", "softmax_focal.cu")
+REGION_LOSSES = ("element_regions.cu", "softmax_regions.cu")
+# Losses that may be joined, none included, over rows and over elements (whose none are two).
+JOINED = 3
 needs_nvcc = pytest.mark.skipif(ptxas.nvcc() is None, reason="needs nvcc")
 
 
@@ -58,7 +61,7 @@ def test_no_symbol_of_unstable_torch() -> None:
 def test_no_spills_and_half_occupancy() -> None:
     kernels = ptxas.compiled_kernels()
     assert {k.architecture for k in kernels} == {f"sm_{a}" for a in ptxas.ARCHITECTURES}
-    assert {k.file for k in kernels} == {"focal.cu", "scale.cu", *ROW_LOSSES}
+    assert {k.file for k in kernels} == {"focal.cu", "scale.cu", *ROW_LOSSES, *REGION_LOSSES}
     print(f"\n{'kernel':<72} {'arch':<7} {'regs':>4} {'spill':>5} {'shared':>6} {'occupancy':>9}")
     for k in sorted(kernels, key=lambda k: (k.architecture, k.name)):
         print(
@@ -68,7 +71,8 @@ def test_no_spills_and_half_occupancy() -> None:
     for k in kernels:
         assert k.spill_bytes == 0, f"{k.name} on {k.architecture} spills"
         # Double exponentials and logarithms take registers; the row kernels call several.
-        least = 0.25 if k.is_double and k.name.startswith("row_") else 0.5
+        rows = k.name.startswith(("row_", "region_rows"))
+        least = 0.25 if k.is_double and rows else 0.5
         assert k.occupancy >= least, f"{k.name} on {k.architecture}: {k.registers} registers"
 
 
@@ -120,3 +124,11 @@ def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     assert len(full_width) >= 12
     with_gradient = [f for f in full_width if "STG.E.128" in f]
     assert len(with_gradient) >= 8
+    # Regions over runs of elements, two passes each; pixels move by 8 bytes a thread, of half types
+    # by 4.
+    runs = [f for f in functions if re.search("region_elements_kernel.*PassE[02]ELi[248]E", f)]
+    assert len([f for f in runs if "LDG.E.128" in f]) == 2 * 4 * JOINED
+    assert len([f for f in runs if "STG.E.128" in f]) == 4 * JOINED
+    pixels = [f for f in functions if "region_rows_gradient_kernelILi2E" in f.split("\n")[0]]
+    assert len(pixels) == 3 * JOINED
+    assert len([f for f in pixels if "LDG.E.64" in f and "STG.E.64" in f]) >= JOINED

@@ -8,16 +8,17 @@ from typing import Any
 import fusedloss
 import pytest
 import torch
-from cases import BY_NAME, CASES, LOSSES, SIGMOID_FOCAL, Case, Loss
+from cases import BY_NAME, CASES, LOSSES, SIGMOID_FOCAL, Case, Loss, under_its_schedules
 from tolerances import check_close, check_gradient
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SCHEDULES = ("recompute", "forward")
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-each_emulated_case = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.emulated], ids=lambda case: case.name
+each_run = pytest.mark.parametrize(("case", "schedule"), under_its_schedules(CASES))
+each_emulated_run = pytest.mark.parametrize(
+    ("case", "schedule"),
+    under_its_schedules([case for case in CASES if case.emulated and case.loss.emulated]),
 )
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 softmax_losses = pytest.mark.parametrize(
@@ -63,9 +64,8 @@ def _check(
     check_gradient(f"{case.name} gradient", grad, exact[1], eager[1])
 
 
-@each_schedule
 @each_dtype
-@each_case
+@each_run
 def test_native(case: Case, dtype: torch.dtype, schedule: str) -> None:
     input, target, options, exact, eager = _expected(case, dtype)
     x = input.detach().requires_grad_()
@@ -77,20 +77,19 @@ def test_native(case: Case, dtype: torch.dtype, schedule: str) -> None:
     _check(case, loss.detach(), grad, exact, eager)
 
 
-@each_schedule
 @each_dtype
-@each_emulated_case
+@each_emulated_run
 def test_emulated_cuda(case: Case, dtype: torch.dtype, schedule: str, emulator: ModuleType) -> None:
     input, target, options, exact, eager = _expected(case, dtype)
     # Without counters, on small inputs with the race check: the traffic has a test of its own.
     emulator.configure(count=False, race_check=input.numel() < 3000, seed=len(case.name))
+    assert case.loss.emulated is not None
     kernel = case.loss.emulated(emulator, input, target, **options)
     loss, grad = kernel.run(schedule, _upstream(exact[0].to(kernel.dtype)))
     _check(case, loss, grad, exact, eager)
 
 
-@each_schedule
-@each_case
+@each_run
 def test_same_bits_for_any_thread_count_and_run(case: Case, schedule: str) -> None:
     input, target, options = case.inputs(torch.float32)
     results = []

@@ -218,6 +218,8 @@ template <class Loss>
 FUSEDLOSS_HD constexpr ThirdSaved third_saved(Terms terms) {
   static_assert(!Loss::kChangesTarget || !(Loss::kHasWeightedTerms || Loss::kGradientNeedsSmooth),
                 "there is one place for a third number");
+  if (!Loss::kHasWeightedTerms && !Loss::kGradientNeedsSmooth && !Loss::kChangesTarget)
+    return ThirdSaved::kNothing;
   return third_saved(terms, Loss::kGradientNeedsSmooth, Loss::kChangesTarget);
 }
 

@@ -41,10 +41,11 @@ inline ClassView split_classes(const TensorView& view, const Shape& shape) {
   return out;
 }
 
-inline RowPlan plan_rows(RowSoftmaxCall call, double logit_scale) {
-  TensorView* views[] = {&call.logits,      &call.target, &call.grad,
-                         &call.grad_output, &call.loss,   &call.saved};
-  simplify(call.shape, views, 6);
+// `extra`: a view of the caller's that takes the same form, without its class dimension.
+inline RowPlan plan_rows(RowSoftmaxCall call, double logit_scale, TensorView* extra = nullptr) {
+  TensorView* views[] = {&call.logits, &call.target, &call.grad, &call.grad_output,
+                         &call.loss,   &call.saved,  extra};
+  simplify(call.shape, views, extra == nullptr ? 6 : 7);
   RowPlan plan{};
   plan.logit_scale = logit_scale;
   const Shape& shape = call.shape;
@@ -61,6 +62,7 @@ inline RowPlan plan_rows(RowSoftmaxCall call, double logit_scale) {
   call.grad_output = split_classes(call.grad_output, shape).rows;
   call.loss = split_classes(call.loss, shape).rows;
   call.saved = split_classes(call.saved, shape).rows;
+  if (extra != nullptr) *extra = split_classes(*extra, shape).rows;
   plan.num_rows = plan.rows.numel();
   const int64_t classes = call.num_classes;
   const int last = plan.rows.ndim - 1;

@@ -94,8 +94,8 @@ RowCounts read_labels(const RowPlan& plan, int64_t begin, int64_t count, RowArra
 }
 
 // Calls body(task, begin, end, tools) for tasks of whole blocks; every thread has tools of its own.
-template <class Tools, class Body>
-void for_each_row_task(const RowPlan& plan, const Threads& threads, const Body& body) {
+template <class Tools, class Plan, class Body>
+void for_each_row_task(const Plan& plan, const Threads& threads, const Body& body) {
   threads.run(num_row_tasks(plan), 1, [&](int64_t first, int64_t last) {
     const auto tools = std::make_unique<Tools>(plan);
     for (int64_t task = first; task < last; ++task) {
@@ -195,6 +195,20 @@ T* third_number(ThirdSaved kind, RowArrays<T>& rows) {
   return kind == ThirdSaved::kSumU ? rows.sum_u : rows.smooth;
 }
 
+// Writes what backward gets of a block's rows, if anything.
+template <Terms kTerms, class Loss, class T>
+void save_rows(const RowPlan& plan, const RowConstants<T>& constants, int64_t begin, int64_t count,
+               RowArrays<T>& rows) {
+  const RowSoftmaxCall& call = plan.call;
+  if (call.saved.data == nullptr) return;
+  write_rows(plan, saved_view(call, 0), begin, count, rows.max);
+  write_rows(plan, saved_view(call, 1), begin, count, rows.rest);
+  constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
+  if (kThird == ThirdSaved::kNothing) return;
+  if (call.indexed()) std::fill_n(rows.sum_u, count, constants.sum_u);
+  write_rows(plan, saved_view(call, 2), begin, count, third_number(kThird, rows));
+}
+
 template <Terms kTerms, class X, class Loss, class T>
 RowTotals forward_task(const RowPlan& plan, const Loss& loss, const RowConstants<T>& constants,
                        int64_t begin, int64_t end, RowTools<X, T>& tools) {
@@ -219,35 +233,35 @@ RowTotals forward_task(const RowPlan& plan, const Loss& loss, const RowConstants
     }
     if (with_grad)
       tools.walk.template gradient<kTerms>(at, count, units, counts.valid < count, rows);
-    if (call.saved.data == nullptr) return;
-    write_rows(plan, saved_view(call, 0), at, count, rows.max);
-    write_rows(plan, saved_view(call, 1), at, count, rows.rest);
-    constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
-    if (kThird == ThirdSaved::kNothing) return;
-    if (call.indexed()) std::fill_n(rows.sum_u, count, constants.sum_u);
-    write_rows(plan, saved_view(call, 2), at, count, third_number(kThird, rows));
+    save_rows<kTerms, Loss>(plan, constants, at, count, rows);
   });
   return totals;
+}
+
+// Reads what forward saved of a block's rows.
+template <Terms kTerms, class Loss, class T>
+void read_saved(const RowPlan& plan, int64_t begin, int64_t count, RowArrays<T>& rows) {
+  const RowSoftmaxCall& call = plan.call;
+  read_rows(plan, saved_view(call, 0), begin, count, rows.max);
+  read_rows(plan, saved_view(call, 1), begin, count, rows.rest);
+  constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
+  std::fill_n(rows.smooth, count, T(0));
+  if (kThird != ThirdSaved::kNothing)
+    read_rows(plan, saved_view(call, 2), begin, count, third_number(kThird, rows));
 }
 
 template <Terms kTerms, class X, class Loss, class T>
 void backward_task(const RowPlan& plan, const Loss& loss, const RowConstants<T>& constants,
                    int64_t begin, int64_t end, RowTools<X, T>& tools) {
-  constexpr bool kHasTarget = kTerms != Terms::kProbabilities;
   const RowSoftmaxCall& call = plan.call;
   RowArrays<T>& rows = tools.rows;
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_rows(plan, call.grad_output, at, count, rows.upstream);
-    read_rows(plan, saved_view(call, 0), at, count, rows.max);
-    read_rows(plan, saved_view(call, 1), at, count, rows.rest);
-    constexpr ThirdSaved kThird = third_saved<Loss>(kTerms);
-    std::fill_n(rows.smooth, count, T(0));
-    if (kThird != ThirdSaved::kNothing)
-      read_rows(plan, saved_view(call, 2), at, count, third_number(kThird, rows));
+    read_saved<kTerms, Loss>(plan, at, count, rows);
     tools.walk.gather_logits(at, count, rows);
-    restore_rows<kHasTarget>(loss, constants, whole_vectors(count), rows);
+    restore_rows<kTerms != Terms::kProbabilities>(loss, constants, whole_vectors(count), rows);
     const T* units = tools.walk.units(at, count);
     tools.walk.exps(at, count, rows);
     tools.walk.template gradient<kTerms>(at, count, units, counts.valid < count, rows);

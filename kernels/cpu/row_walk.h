@@ -61,22 +61,31 @@ class BlockWalk {
   void exps(int64_t begin, int64_t count, const RowArrays<T>& rows) {
     T* out = exps_.get();
     const bool drops = plan_.call.has_ceiling;
-    const X* direct = drops ? nullptr : in_place(plan_.logits, begin, count);
-    if (plan_.along_rows) {
-      if (direct != nullptr)
-        return LogitLoops<X>::pixels_exps(next_block(begin + count), exp_of_, direct,
-                                          plan_.logits.class_stride, classes_, count, rows.max, out,
-                                          step_);
-      copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
-      if (drops) NumberLoops<T>::drop_above(ceiling(), classes_ * step_, out);
-      return LogitLoops<T>::pixels_exps({}, exp_of_, out, step_, classes_, count, rows.max, out,
-                                        step_);
-    }
+    if (plan_.along_rows)
+      return with_block(begin, count, [&](const NextBlock& next, const auto* x, int64_t x_step) {
+        using From = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
+        LogitLoops<From>::pixels_exps(next, exp_of_, x, x_step, classes_, count, rows.max, out,
+                                      step_);
+      });
     for (int64_t i = 0; i < count; ++i) {
       T* exps = out + i * classes_;
       const T* x = drops ? kept_row(begin + i, kNoClass, exps) : row(begin + i, exps);
       NumberLoops<T>::row_exps(exp_of_, x, rows.max[i], classes_, exps);
     }
+  }
+
+  // Calls make(next, logits, step) with a block's logits in a walk along the rows: as they lie in
+  // memory, or as T in the buffer that the exponentials go to.
+  template <class Make>
+  void with_block(int64_t begin, int64_t count, const Make& make) {
+    const bool drops = plan_.call.has_ceiling;
+    const X* direct = drops ? nullptr : in_place(plan_.logits, begin, count);
+    if (direct != nullptr)
+      return make(next_block(begin + count), direct, plan_.logits.class_stride);
+    T* out = exps_.get();
+    copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
+    if (drops) NumberLoops<T>::drop_above(ceiling(), classes_ * step_, out);
+    make(NextBlock{}, static_cast<const T*>(out), step_);
   }
 
   // The label's logit of every row, for backward.
@@ -102,6 +111,48 @@ class BlockWalk {
     else
       gradient_along_classes<kTerms>(begin, count, units, rows);
   }
+
+  // Calls write(exps, out, out_step) to make a block's gradient from its exponentials, in a walk
+  // along the rows. With clear_ignored, rows without a class become 0 thereafter.
+  template <class Write>
+  void write_along_rows(int64_t begin, int64_t count, bool clear_ignored, const RowArrays<T>& rows,
+                        const Write& write) {
+    X* direct = in_place(plan_.grad, begin, count);
+    if (direct == nullptr && grads_ == nullptr) grads_ = allocate<X>(plan_.block_rows * classes_);
+    X* out = direct != nullptr ? direct : grads_.get();
+    const int64_t step = direct != nullptr ? plan_.grad.class_stride : step_;
+    write(static_cast<const T*>(exps_.get()), out, step);
+    if (clear_ignored) pixels_clear_ignored<X, T>(rows.label, classes_, count, out, step);
+    if (direct == nullptr) copy_block_out(plan_, plan_.grad, begin, count, out, step_, row_step_);
+  }
+
+  // The same along the classes: write(i, exps, out) for every row that has a class. `out` may be
+  // the exponentials' place.
+  template <class Write>
+  void write_along_classes(int64_t begin, int64_t count, const RowArrays<T>& rows,
+                           const Write& write) {
+    const bool contiguous = plan_.grad.class_stride == 1;
+    if (!contiguous && grads_ == nullptr) grads_ = allocate<X>(classes_);
+    for (int64_t i = 0; i < count; ++i) {
+      X* memory = static_cast<X*>(plan_.grad.rows.data) +
+                  offset_of_row(plan_.rows, plan_.grad.rows, begin + i);
+      T* exps = exps_.get() + i * classes_;
+      // The exponentials' place takes the gradient before it is streamed.
+      X* in_stead = plan_.streams ? reinterpret_cast<X*>(exps) : grads_.get();
+      X* out = contiguous && !plan_.streams ? memory : in_stead;
+      if (plan_.call.indexed() && rows.label[i] < 0)
+        std::fill_n(out, classes_, X{});
+      else
+        write(i, static_cast<const T*>(exps), out);
+      if (plan_.streams) stream_out(out, memory, classes_ * kSize);
+      if (!contiguous) convert_out(out, classes_, memory, plan_.grad.class_stride);
+    }
+  }
+
+  // The block's exponentials: class c of row i at c * step() + i * row_step().
+  T* exps() { return exps_.get(); }
+  int64_t step() const { return step_; }
+  int64_t row_step() const { return row_step_; }
 
  private:
   // Elements of a row that are summed at once: float sums this short lose nothing, and what is
@@ -232,40 +283,21 @@ class BlockWalk {
   template <Terms kTerms>
   void gradient_along_rows(int64_t begin, int64_t count, const T* units, bool any_ignored,
                            const RowArrays<T>& rows) {
-    X* direct = in_place(plan_.grad, begin, count);
-    if (direct == nullptr && grads_ == nullptr) grads_ = allocate<X>(plan_.block_rows * classes_);
-    X* out = direct != nullptr ? direct : grads_.get();
-    const int64_t step = direct != nullptr ? plan_.grad.class_stride : step_;
-    GradientLoops<X, kTerms>::pixels(exps_.get(), step_, classes_, count, rows.label, units, step_,
-                                     rows.softmax, rows.slope, rows.target, out, step);
-    if (any_ignored && any_ignored_nan(rows.label, rows.rest, count))
-      pixels_clear_ignored<X, T>(rows.label, classes_, count, out, step);
-    if (direct == nullptr) copy_block_out(plan_, plan_.grad, begin, count, out, step_, row_step_);
+    const bool clear = any_ignored && any_ignored_nan(rows.label, rows.rest, count);
+    write_along_rows(begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
+      GradientLoops<X, kTerms>::pixels(exps, step_, classes_, count, rows.label, units, step_,
+                                       rows.softmax, rows.slope, rows.target, out, out_step);
+    });
   }
 
   template <Terms kTerms>
   void gradient_along_classes(int64_t begin, int64_t count, const T* units,
                               const RowArrays<T>& rows) {
-    const bool contiguous = plan_.grad.class_stride == 1;
-    if (!contiguous && grads_ == nullptr) grads_ = allocate<X>(classes_);
-    for (int64_t i = 0; i < count; ++i) {
-      X* memory = static_cast<X*>(plan_.grad.rows.data) +
-                  offset_of_row(plan_.rows, plan_.grad.rows, begin + i);
-      T* exps = exps_.get() + i * classes_;
-      // The exponentials' place takes the gradient before it is streamed.
-      X* in_stead = plan_.streams ? reinterpret_cast<X*>(exps) : grads_.get();
-      X* out = contiguous && !plan_.streams ? memory : in_stead;
+    write_along_classes(begin, count, rows, [&](int64_t i, const T* exps, X* out) {
       const T* u = kTerms == Terms::kProbabilities ? units + i * classes_ : units;
-      const int64_t label = rows.label[i];
-      if (plan_.call.indexed() && label < 0) {
-        std::fill_n(out, classes_, X{});
-      } else {
-        GradientLoops<X, kTerms>::row(exps, classes_, u, rows.softmax[i], rows.slope[i], out);
-        if (plan_.call.indexed()) out[label] = from<X>(rows.target[i]);
-      }
-      if (plan_.streams) stream_out(out, memory, classes_ * kSize);
-      if (!contiguous) convert_out(out, classes_, memory, plan_.grad.class_stride);
-    }
+      GradientLoops<X, kTerms>::row(exps, classes_, u, rows.softmax[i], rows.slope[i], out);
+      if (plan_.call.indexed()) out[rows.label[i]] = from<X>(rows.target[i]);
+    });
   }
 
   const RowPlan& plan_;

@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
                                         static_cast<X*>(call.grad.data) + at.grad);
     }
   }
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, false);
+  if (kPass != Pass::kGrad) leave_row_totals(call, totals, false, blockIdx.x);
 }
 
 }  // namespace fusedloss::cuda

@@ -8,10 +8,11 @@ namespace fusedloss::cuda {
 
 constexpr int kFinishThreads = 1024;
 
-// `spread`: every thread has totals; else thread 0 alone.
+// `spread`: every thread has totals; else thread 0 alone. They go to the `slot`-th place.
 template <class T>
 __device__ __forceinline__ void leave_row_totals(const RowSoftmaxCall& call,
-                                                 const RowTotals<T>& totals, bool spread) {
+                                                 const RowTotals<T>& totals, bool spread,
+                                                 int64_t slot) {
   __shared__ T slots[3][kWarp];
   __shared__ int valid_slots[kWarp];
   if (call.reduction == Reduction::kNone) {
@@ -26,7 +27,7 @@ __device__ __forceinline__ void leave_row_totals(const RowSoftmaxCall& call,
     all.valid = block_sum(totals.valid, valid_slots);
   }
   if (threadIdx.x == 0)
-    static_cast<RowBlockTotals*>(call.workspace)[blockIdx.x] = {
+    static_cast<RowBlockTotals*>(call.workspace)[slot] = {
         static_cast<double>(all.main), static_cast<double>(all.by_row),
         static_cast<double>(all.weight), all.valid};
 }

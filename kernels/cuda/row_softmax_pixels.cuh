@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
        first += static_cast<int64_t>(gridDim.x) * of_block)
     pixel_rows<kPass, kTerms, V, X>(call, plan, pixel, loss, first + of_thread, slice,
                                     row_pixels_storage, totals);
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true);
+  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
 }
 
 }  // namespace fusedloss::cuda

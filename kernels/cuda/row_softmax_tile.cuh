@@ -357,7 +357,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
       if (first + stride < plan.rows) __syncthreads();
     }
   }
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true);
+  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
 }
 
 }  // namespace fusedloss::cuda

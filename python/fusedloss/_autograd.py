@@ -110,7 +110,7 @@ class _Positional(inspect.Signature):
         return super().bind(*args, **kwargs) if kwargs else _Bound(args)
 
 
-def _positional(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+def positional(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """A Function that is only ever called with all of its arguments, by position."""
     parameters = inspect.signature(function.forward).parameters.values()
     function.forward.__signature__ = _Positional(list(parameters))  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ class FocalArguments(NamedTuple):
     reduction: int
 
 
-@_positional
+@positional
 class SigmoidFocal(torch.autograd.Function):
     """(input, target, alpha, weight, normalizer, arguments, with_grad) -> (loss, scale, grad)."""
 
@@ -189,12 +189,13 @@ def _sigmoid_focal_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             reduction=REDUCTION_NAMES[args.reduction],
         )
 
-    return _reference_gradient(loss, input, grad_output)
+    return reference_gradient(loss, input, grad_output)
 
 
-def _reference_gradient(
+def reference_gradient(
     loss: Callable[[Tensor], Tensor], input: Tensor, grad_output: Tensor
 ) -> Tensor:
+    """The gradient of `loss` at `input`, which autograd can differentiate again."""
     # vjp rather than autograd.grad: it nests inside torch.func transforms as well.
     grad: Tensor = torch.func.vjp(loss, input)[1](grad_output)[0]
     return grad
@@ -240,7 +241,7 @@ class MarginArguments(NamedTuple):
 RowArguments = CrossEntropyArguments | SoftmaxFocalArguments | MarginArguments
 
 
-@_positional
+@positional
 class RowSoftmax(torch.autograd.Function):
     """The losses of the row-softmax engine; the type of ``arguments`` tells which.
 
@@ -359,4 +360,4 @@ def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
             reduction=REDUCTION_NAMES[args.reduction],
         )
 
-    return _reference_gradient(loss, input, grad_output)
+    return reference_gradient(loss, input, grad_output)

@@ -4,12 +4,13 @@ rows. A new loss adds rows here, not test files; table.py says what a row holds.
 
 from __future__ import annotations
 
-from . import cross_entropy, margin_softmax, sigmoid_focal, softmax_focal
+from . import cross_entropy, element_regions, margin_softmax, regions, sigmoid_focal, softmax_focal
 from .cross_entropy import CROSS_ENTROPY
 from .margin_softmax import ARCFACE, MARGIN_SOFTMAX
+from .region_losses import REGION_LOSSES
 from .sigmoid_focal import SIGMOID_FOCAL
 from .softmax_focal import SOFTMAX_FOCAL
-from .table import Case, Loss, lay_out
+from .table import Case, Loss, lay_out, under_its_schedules
 
 __all__ = [
     "ARCFACE",
@@ -18,19 +19,24 @@ __all__ = [
     "CROSS_ENTROPY",
     "LOSSES",
     "MARGIN_SOFTMAX",
+    "REGION_LOSSES",
     "SIGMOID_FOCAL",
     "SOFTMAX_FOCAL",
     "Case",
     "Loss",
     "lay_out",
+    "under_its_schedules",
 ]
 
+# Those with a loss of each element or row.
 LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL, MARGIN_SOFTMAX]
 CASES = [
     *sigmoid_focal.CASES,
     *cross_entropy.CASES,
     *softmax_focal.CASES,
     *margin_softmax.CASES,
+    *regions.CASES,
+    *element_regions.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "names of cases must differ"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -23,13 +24,15 @@ class Loss:
     name: str
     function: Callable[..., Tensor]
     reference: Callable[..., Tensor]
-    emulated: type
+    emulated: Callable[..., Any] | None
     forward_op: str
     backward_op: str
     classes_last: bool = False  # the class dimension is the last one, not the one after the batch
     background: bool = False  # the labels -1 and C are background
     ignore_index: int = -100  # the default
     cosines: bool = False  # of cosines in the place of logits
+    schedules: tuple[str, ...] = ("recompute", "forward")  # when gradients can be computed
+    regions: bool = False  # its losses are of regions, not of rows or elements
 
     def class_dim(self, dims: int) -> int:
         """Where an input of `dims` dimensions has its classes."""
@@ -49,7 +52,7 @@ class Case:
     target_dtype: torch.dtype = torch.int64
     layout: str = "contiguous"
     target_layout: str = "contiguous"
-    logits: str = "normal"  # normal | shifted | extreme | zero | cosines
+    logits: str = "normal"  # normal | shifted | extreme | zero | cosines | probabilities
     ignored: float = 0.0  # share of ignored targets
     emulated: bool = True  # False: too many classes for the emulator's budget
     options: Options = field(default_factory=dict)
@@ -68,6 +71,8 @@ class Case:
     def _logits(self, generator: torch.Generator) -> Tensor:
         if self.logits == "cosines":  # all angles but the ends, which no half type tells apart
             return torch.rand(self.shape, generator=generator, dtype=torch.float64) * 1.96 - 0.98
+        if self.logits == "probabilities":
+            return torch.rand(self.shape, generator=generator, dtype=torch.float64)
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
         if self.logits == "zero":
             return x * 0
@@ -97,6 +102,15 @@ class Case:
         if self.ignored:
             target[torch.rand(target.shape, generator=generator) < self.ignored] = ignore_index
         return target
+
+
+def under_its_schedules(cases: list[Case]) -> list[Any]:
+    """(case, schedule): all that make a difference, as parameters of a test."""
+    return [
+        pytest.param(case, schedule, id=f"{case.name}-{schedule}")
+        for case in cases
+        for schedule in case.loss.schedules
+    ]
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:

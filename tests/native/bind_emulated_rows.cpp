@@ -3,28 +3,12 @@
 #include "../../kernels/cuda/margin_softmax.h"
 #include "../../kernels/cuda/softmax_focal.h"
 #include "bind.h"
-#include "bind_emulated_views.h"
+#include "bind_emulated_calls.h"
 
 namespace py = pybind11;
 using namespace fusedloss;
 
 namespace {
-
-RowSoftmaxCall make_row_call(const py::dict& given) {
-  auto call = make_call_of<RowSoftmaxCall>(given);
-  call.saved = view_of(given, "saved");
-  call.saved_stride = given["saved_stride"].cast<int64_t>();
-  call.class_weight = address_of(given, "class_weight");
-  call.weight_value = given["weight_value"].cast<double>();
-  call.target_share = given["target_share"].cast<double>();
-  call.uniform_share = given["uniform_share"].cast<double>();
-  call.terms = static_cast<Terms>(given["terms"].cast<int>());
-  call.has_ceiling = given["has_ceiling"].cast<bool>();
-  call.ceiling = given["ceiling"].cast<double>();
-  call.weighted_mean = given["weighted_mean"].cast<bool>();
-  call.nothing_is_zero = given["nothing_is_zero"].cast<bool>();
-  return call;
-}
 
 MarginNumber margin_number(const py::dict& given, const std::string& name) {
   return {given[name.c_str()].cast<double>(), address_of(given, (name + "_by_class").c_str())};

@@ -10,6 +10,8 @@ from .margin_softmax import (
     normface_loss,
     sphereface_loss,
 )
+from .region_compounds import dice_cross_entropy_loss, dice_focal_loss
+from .regions import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
 from .sigmoid_focal import sigmoid_focal_loss
 from .softmax_focal import softmax_focal_loss
 
@@ -17,6 +19,11 @@ __all__ = [
     "arcface_loss",
     "cosface_loss",
     "cross_entropy",
+    "dice_cross_entropy_loss",
+    "dice_focal_loss",
+    "dice_loss",
+    "generalized_dice_loss",
+    "jaccard_loss",
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
     "margin_softmax_loss",
@@ -26,4 +33,5 @@ __all__ = [
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "sphereface_loss",
+    "tversky_loss",
 ]

@@ -10,12 +10,25 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
+from .regions import (
+    DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    DiceLoss,
+    GeneralizedDiceLoss,
+    JaccardLoss,
+    TverskyLoss,
+)
 
 __all__ = [
     "ArcFaceLoss",
     "CombinedMarginLoss",
     "CosFaceLoss",
     "CrossEntropyLoss",
+    "DiceCrossEntropyLoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "GeneralizedDiceLoss",
+    "JaccardLoss",
     "LabelSmoothingCrossEntropyLoss",
     "ModifiedSoftmaxLoss",
     "NLLLoss",
@@ -23,4 +36,5 @@ __all__ = [
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "SphereFaceLoss",
+    "TverskyLoss",
 ]

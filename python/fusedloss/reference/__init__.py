@@ -7,15 +7,31 @@ derivatives and gradients of arguments other than the logits. Half logits are co
 from .cross_entropy import cross_entropy, nll_loss
 from .linear import linear_cross_entropy, linear_margin_softmax_loss
 from .margin_softmax import margin_softmax_loss
+from .regions import (
+    dice_cross_entropy_loss,
+    dice_focal_loss,
+    dice_loss,
+    generalized_dice_loss,
+    jaccard_loss,
+    region_loss,
+    tversky_loss,
+)
 from .sigmoid_focal import sigmoid_focal_loss
 from .softmax_focal import softmax_focal_loss
 
 __all__ = [
     "cross_entropy",
+    "dice_cross_entropy_loss",
+    "dice_focal_loss",
+    "dice_loss",
+    "generalized_dice_loss",
+    "jaccard_loss",
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
     "margin_softmax_loss",
     "nll_loss",
+    "region_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "tversky_loss",
 ]

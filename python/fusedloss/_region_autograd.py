@@ -1,0 +1,137 @@
+"""Autograd around the operators of the region losses, and what these return for fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._autograd import positional, reference_gradient
+from ._ops import REDUCTIONS, accumulator_dtype, library_path, ops
+from ._regions import (
+    JOINED,
+    ElementRegionArguments,
+    RegionArguments,
+    SoftmaxRegionArguments,
+)
+
+
+@positional
+class Regions(torch.autograd.Function):
+    """The region losses; the type of ``arguments`` tells which operators serve.
+
+    (input, target, region_weight, side, arguments, with_saved) -> (loss, what backward needs...). The
+    input has a batch and a class dimension; `side` is cross entropy's class weights or focal's alpha.
+    """
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        target: Tensor,
+        region_weight: Tensor | None,
+        side: Tensor | None,
+        arguments: RegionArguments,
+        with_saved: bool,
+    ) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...]
+        given = (input, target, region_weight, side, *arguments)
+        if isinstance(arguments, SoftmaxRegionArguments):
+            outputs = ops.softmax_regions_fwd(*given, with_saved)
+        else:
+            outputs = ops.element_regions_fwd(*given)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, target, region_weight, side, ctx.arguments, _ = inputs
+        _, *rest = output
+        ctx.mark_non_differentiable(*rest)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, region_weight, side, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        input, target, region_weight, side, *forward = ctx.saved_tensors
+        args: RegionArguments = ctx.arguments
+        rest = (None,) * 5
+        if grad_output is None:
+            return None, *rest
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+
+            def loss(x: Tensor) -> Tensor:
+                return reference.region_loss(x, target, region_weight, side, args)
+
+            return reference_gradient(loss, input, grad_output), *rest
+        given = (grad_output, *forward, input, target, side, *args.backward())
+        if isinstance(args, SoftmaxRegionArguments):
+            return ops.softmax_regions_bwd(*given), *rest
+        return ops.element_regions_bwd(*given), *rest
+
+
+def _fake_loss(input: Tensor, args: RegionArguments) -> Tensor:
+    groups = [] if args.batch else [input.size(0)]
+    shape = [*groups, input.size(1) - args.first_class]
+    if args.weighting:
+        shape = [1] if args.batch else groups
+    if args.reduction != REDUCTIONS["none"]:
+        shape = []
+    return input.new_empty(shape, dtype=accumulator_dtype(input.dtype))
+
+
+def _fake_slopes(input: Tensor, args: RegionArguments) -> Tensor:
+    regions = input.size(1) if args.batch else input.size(0) * input.size(1)
+    return input.new_empty([regions, 2], dtype=accumulator_dtype(input.dtype))
+
+
+def _fake_softmax_fwd(
+    input: Tensor,
+    target: Tensor,
+    region_weight: Tensor | None,
+    class_weight: Tensor | None,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args, with_saved = SoftmaxRegionArguments(*numbers[:-1]), numbers[-1]
+    dtype = accumulator_dtype(input.dtype)
+    smoothed = args.label_smoothing > 0
+    third = JOINED[args.joined] == "focal" and smoothed
+    third = third or (class_weight is not None and smoothed) or target.dim() == input.dim()
+    rows = [input.size(0), *input.shape[2:]]
+    saved = input.new_empty([3 if third else 2, *rows] if with_saved else [0], dtype=dtype)
+    scale = input.new_empty(2, dtype=dtype)
+    return _fake_loss(input, args), scale, saved, _fake_slopes(input, args)
+
+
+def _fake_element_fwd(
+    input: Tensor,
+    target: Tensor,
+    region_weight: Tensor | None,
+    alpha: Tensor | None,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    args = ElementRegionArguments(*numbers)
+    scale = input.new_empty(2, dtype=accumulator_dtype(input.dtype))
+    return _fake_loss(input, args), scale, _fake_slopes(input, args)
+
+
+def _fake_softmax_bwd(
+    grad_output: Tensor, scale: Tensor, saved: Tensor, slopes: Tensor, input: Tensor, *_: object
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _fake_element_bwd(
+    grad_output: Tensor, scale: Tensor, slopes: Tensor, input: Tensor, *_: object
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+if library_path() is not None:
+    for _name, _fake in (
+        ("softmax_regions_fwd", _fake_softmax_fwd),
+        ("softmax_regions_bwd", _fake_softmax_bwd),
+        ("element_regions_fwd", _fake_element_fwd),
+        ("element_regions_bwd", _fake_element_bwd),
+    ):
+        torch.library.register_fake(f"fusedloss::{_name}")(_fake)
