@@ -67,20 +67,48 @@ FUSEDLOSS_CPU_LEVELS ElementSums<T> element_sums(const Loss loss, const ElementA
   return {overlap, mass, truth, joined};
 }
 
-// The gradient of such a stretch; `upstream` is the joined loss's.
+// The terms of a block whose regions alternate, for the caller to add up; returns what is joined.
 template <class Loss, class T>
-FUSEDLOSS_CPU_LEVELS void element_gradient(const Loss loss, const ElementArrays<T> in, T overlap,
-                                           T linear, T quadratic, T upstream, int64_t count,
+FUSEDLOSS_CPU_LEVELS T element_terms(const Loss loss, const ElementArrays<T> in,
+                                     const RegionPower<T> power, int64_t count,
+                                     T* __restrict overlap, T* __restrict mass,
+                                     T* __restrict truth) {
+  const T* __restrict logit = in.logit;
+  const T* __restrict target = in.target;
+  const T* __restrict side = in.side;
+  const T* __restrict weight = in.weight;
+  T joined = T(0);
+#pragma omp simd reduction(+ : joined)
+  for (int64_t i = 0; i < count; ++i) {
+    const T t = target[i], w = weight[i];
+    const T p = activate<Loss::kActivation>(logit[i]).loss;
+    overlap[i] = w * (p * t);
+    mass[i] = w * power(p);
+    truth[i] = w * power(t);
+    joined += loss(Element<T>{logit[i], t, side[i], w}).loss;
+  }
+  return joined;
+}
+
+// The gradient of a block. The slopes are one number each, or one for each element. `upstream`
+// is the joined loss's.
+template <bool kOneRegion, class Loss, class T>
+FUSEDLOSS_CPU_LEVELS void element_gradient(const Loss loss, const ElementArrays<T> in,
+                                           const RegionTable<T> slopes, T upstream, int64_t count,
                                            T* __restrict grad) {
   const T* __restrict logit = in.logit;
   const T* __restrict target = in.target;
   const T* __restrict side = in.side;
   const T* __restrict weight = in.weight;
+  const T* __restrict overlap = slopes.overlap;
+  const T* __restrict linear = slopes.linear;
+  const T* __restrict quadratic = slopes.quadratic;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = kOneRegion ? 0 : i;
     const T t = target[i], w = weight[i];
     const ValueGrad<T> p = activate<Loss::kActivation>(logit[i]);
-    const T h = overlap * t + linear + quadratic * p.loss;
+    const T h = overlap[at] * t + linear[at] + quadratic[at] * p.loss;
     const T joined = upstream * loss(Element<T>{logit[i], t, side[i], w}).grad;
     grad[i] = w * (h * p.grad) + joined;
   }
