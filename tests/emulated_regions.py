@@ -196,7 +196,7 @@ class SoftmaxRegions(_EmulatedRegions):
         }
 
     def empty_saved(self) -> Tensor | None:
-        numbers = self.module.saved_numbers(self.terms, self.joined == FOCAL)
+        numbers = self.module.saved_numbers(self.terms, self.joined == FOCAL, False)
         rows = [self.sizes[0], *self.sizes[2:]]
         return torch.full([numbers, *rows], torch.nan, dtype=self.dtype)
 
