@@ -36,6 +36,29 @@ FUSEDLOSS_CPU_LEVELS int64_t count_equal(const T* __restrict values, T wanted, i
   return matches;
 }
 
+// Targets of one class from a stretch of labels. Returns how many of these are no class or ignored.
+template <class Label, class T>
+FUSEDLOSS_CPU_LEVELS int64_t mark_class(const Label* __restrict labels, int64_t stride,
+                                        int64_t count, int64_t this_class, int64_t num_classes,
+                                        int64_t ignored, T* __restrict target) {
+  int64_t others = 0;
+  if (stride == 1) {
+#pragma omp simd reduction(+ : others)
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t label = labels[i];
+      target[i] = label == this_class ? T(1) : T(0);
+      others += label < 0 || label >= num_classes || label == ignored;
+    }
+    return others;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t label = labels[i * stride];
+    target[i] = label == this_class ? T(1) : T(0);
+    others += label < 0 || label >= num_classes || label == ignored;
+  }
+  return others;
+}
+
 template <class X, class T>
 struct BlockBuffers {
   alignas(64) X logit[kBlock], grad[kBlock];
@@ -140,10 +163,14 @@ class PointwiseReader {
         return;
       }
       const int64_t this_class = shape.class_dim < 0 ? 0 : run.index[shape.class_dim];
+      const int64_t stride = call_.target.strides[last];
+      T* target = buffers.target + run.offset_in_block;
+      if (mark_class(label, stride, run.length, this_class, call_.num_classes, call_.ignore_index,
+                     target) == 0)
+        return;
       for (int64_t i = 0; i < run.length; ++i) {
         const int64_t at = run.offset_in_block + i;
-        place(label[i * call_.target.strides[last]], at - this_class, at, 1, count, buffers, in,
-              report);
+        place(label[i * stride], at - this_class, at, 1, count, buffers, in, report);
       }
     });
   }

@@ -81,41 +81,6 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::row_soft_sums(
 }
 
 template <class T>
-FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::pixels_dots(const T* __restrict exps, int64_t step,
-                                                      int64_t classes, int64_t rows,
-                                                      const Label<T>* __restrict label,
-                                                      const RegionTable<T> table,
-                                                      const T* __restrict share,
-                                                      T* __restrict dots) {
-  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    const T* e = exps + c * step;
-    const T linear = table.linear[c], quadratic = table.quadratic[c];
-    const Label<T> this_class = static_cast<Label<T>>(c);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i) {
-      const T h = linear + quadratic * (share[i] * e[i]);
-      dots[i] += label[i] == this_class ? T(0) : e[i] * h;
-    }
-  }
-}
-
-template <class T>
-FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::pixels_soft_dots(
-    const T* __restrict exps, const T* __restrict targets, int64_t step, int64_t classes,
-    int64_t rows, const RegionTable<T> table, const T* __restrict share, T* __restrict dots) {
-  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    const T* e = exps + c * step;
-    const T* t = targets + c * step;
-    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
-#pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i)
-      dots[i] += e[i] * (overlap * t[i] + linear + quadratic * (share[i] * e[i]));
-  }
-}
-
-template <class T>
 FUSEDLOSS_CPU_LEVELS T RegionLoops<T>::row_dot(const T* __restrict exps, int64_t classes,
                                                Label<T> label, const RegionTable<T> table,
                                                T share) {
@@ -144,19 +109,16 @@ FUSEDLOSS_CPU_LEVELS T RegionLoops<T>::row_soft_dot(const T* __restrict exps,
 template <class T>
 FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::coefficients(
     const Label<T>* __restrict label, const T* __restrict logit, const T* __restrict max,
-    const T* __restrict rest, const T* __restrict softmax, const T* __restrict target,
-    const RegionTable<T> table, int64_t rows, const T* __restrict share, const T* __restrict dots,
-    T* __restrict base, T* __restrict own) {
+    const T* __restrict rest, const T* __restrict softmax, const T* __restrict target, int64_t rows,
+    const T* __restrict share, const T* __restrict dots, const T* __restrict h, T* __restrict base,
+    T* __restrict own) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) {
-    const bool valid = label[i] >= 0;
-    const Label<T> t = valid ? label[i] : Label<T>(0);
     const T p = exp_nonpositive(logit[i] - max[i]) * share[i];
     const T q = logit[i] >= max[i] ? rest[i] * share[i] : T(1) - p;
-    const T h = table.overlap[t] + table.linear[t] + table.quadratic[t] * p;
-    const T dot = share[i] * dots[i] - q * h;
-    base[i] = valid ? softmax[i] - share[i] * (h + dot) : T(0);
-    own[i] = target[i] - p * dot;
+    const T others = share[i] * dots[i];
+    base[i] = label[i] >= 0 ? softmax[i] - share[i] * (others + p * h[i]) : T(0);
+    own[i] = target[i] + p * (q * h[i] - others);
   }
 }
 
@@ -167,6 +129,54 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::soft_coefficients(const T* __restrict 
                                                             T* __restrict base) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) base[i] = softmax[i] - share[i] * (share[i] * dots[i]);
+}
+
+template <class X>
+FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels(
+    const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes, int64_t rows,
+    const Label<T>* __restrict label, const RegionTable<T> table, const T* __restrict max,
+    const T* __restrict share, T* exps, int64_t step, T* __restrict logit, T* __restrict h,
+    T* __restrict dots) {
+  for (int64_t i = 0; i < rows; ++i) logit[i] = h[i] = dots[i] = T(0);
+  for (int64_t c = 0; c < classes; ++c) {
+    next.fetch(c);
+    const X* x = logits + c * logits_step;
+    T* out = exps + c * step;
+    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
+    const Label<T> this_class = static_cast<Label<T>>(c);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) {
+      const T value = to<T>(x[i]);
+      const T e = exp_nonpositive(value - max[i]);
+      const T slope = linear + quadratic * (share[i] * e);
+      const bool own = label[i] == this_class;
+      out[i] = e;
+      dots[i] += own ? T(0) : e * slope;
+      h[i] = own ? overlap + slope : h[i];
+      logit[i] = own ? value : logit[i];
+    }
+  }
+}
+
+template <class X>
+FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels_soft(
+    const NextBlock& next, const X* logits, int64_t logits_step, const T* __restrict targets,
+    int64_t classes, int64_t rows, const RegionTable<T> table, const T* __restrict max,
+    const T* __restrict share, T* exps, int64_t step, T* __restrict dots) {
+  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
+  for (int64_t c = 0; c < classes; ++c) {
+    next.fetch(c);
+    const X* x = logits + c * logits_step;
+    const T* t = targets + c * step;
+    T* out = exps + c * step;
+    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) {
+      const T e = exp_nonpositive(to<T>(x[i]) - max[i]);
+      out[i] = e;
+      dots[i] += e * (overlap * t[i] + linear + quadratic * (share[i] * e));
+    }
+  }
 }
 
 template <class X>
@@ -234,6 +244,11 @@ FUSEDLOSS_CPU_LEVELS void RegionGradientLoops<X>::row_soft(const T* exps, const 
 
 template struct RegionLoops<float>;
 template struct RegionLoops<double>;
+
+template struct RegionExpLoops<float>;
+template struct RegionExpLoops<double>;
+template struct RegionExpLoops<Float16>;
+template struct RegionExpLoops<BFloat16>;
 
 template struct RegionGradientLoops<float>;
 template struct RegionGradientLoops<double>;

@@ -32,6 +32,7 @@ struct RegionRows {
   static constexpr int64_t kRows = 512;
   alignas(64) T share[kRows];  // p_j = e^(x_j - max) share
   alignas(64) T dots[kRows];   // sum of e^(x_k - max) h_k over the classes but the label's
+  alignas(64) T h[kRows];      // h_t of the label
   alignas(64) T base[kRows];   // dL/dx_j = e_j (share h_j + base) + terms u_j  for j != t
   alignas(64) T own[kRows];    // dL/dx_t
 };
@@ -52,22 +53,32 @@ struct RegionLoops {
   static void row_soft_sums(const T* exps, const T* targets, int64_t classes, T share,
                             RegionPower<T> power, T* overlap, T* mass, T* truth);
 
-  static void pixels_dots(const T* exps, int64_t step, int64_t classes, int64_t rows,
-                          const Label<T>* label, RegionTable<T> table, const T* share, T* dots);
-  static void pixels_soft_dots(const T* exps, const T* targets, int64_t step, int64_t classes,
-                               int64_t rows, RegionTable<T> table, const T* share, T* dots);
   // Of a stretch of a row, kept short by the caller.
   static T row_dot(const T* exps, int64_t classes, Label<T> label, RegionTable<T> table, T share);
   static T row_soft_dot(const T* exps, const T* targets, int64_t classes, RegionTable<T> table,
                         T share);
 
-  // From dots to the rows' coefficients. h is taken relative to the label's: that of the target,
-  // and so its gradient, does not cancel where the target dominates.
+  // From the numbers of the last steps to the rows' coefficients. The label's own, h_t - sum of
+  // p_k h_k, is q h_t less the others' part: it does not cancel where the target dominates.
   static void coefficients(const Label<T>* label, const T* logit, const T* max, const T* rest,
-                           const T* softmax, const T* target, RegionTable<T> table, int64_t rows,
-                           const T* share, const T* dots, T* base, T* own);
+                           const T* softmax, const T* target, int64_t rows, const T* share,
+                           const T* dots, const T* h, T* base, T* own);
   static void soft_coefficients(const T* softmax, int64_t rows, const T* share, const T* dots,
                                 T* base);
+};
+
+// Exponentials from logits of type X, and what else backward needs of every class: h e summed over
+// the classes but the label's, the label's h and its logit. `exps` may be the logits.
+template <class X>
+struct RegionExpLoops {
+  using T = Accumulator<X>;
+
+  static void pixels(const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes,
+                     int64_t rows, const Label<T>* label, RegionTable<T> table, const T* max,
+                     const T* share, T* exps, int64_t step, T* logit, T* h, T* dots);
+  static void pixels_soft(const NextBlock& next, const X* logits, int64_t logits_step,
+                          const T* targets, int64_t classes, int64_t rows, RegionTable<T> table,
+                          const T* max, const T* share, T* exps, int64_t step, T* dots);
 };
 
 // Gradients of type X. `units` are the u_j of what is joined (row_softmax.h); `terms` their

@@ -73,9 +73,17 @@ struct RegionTools {
     return targets.data();
   }
 
+  // The slopes of a group.
+  RegionTable<T> load(const GroupRun& run) {
+    table.load(run.first_region);
+    finite = finite && table.finite();
+    return {table.overlap(), table.linear(), table.quadratic()};
+  }
+
   BlockWalk<X, T> walk;
   RowArrays<T> rows{};
   RegionRows<T> own{};
+  bool finite = true;  // the slopes loaded since it was set
   SlopeTable<T> table;
   RegionPower<T> power;
   std::vector<T> ones, sums, targets;
@@ -156,99 +164,103 @@ RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
   return totals;
 }
 
-// The sums of e h over one stretch of rows, and the rows' coefficients from them.
+// The exponentials of a block along the rows, the sums of e h, and the labels' h and logits.
 template <bool kHasTarget, class X, class T>
-void prepare_rows(const RegionPlan& plan, const GroupRun& run, const T* exps, const T* targets,
-                  RegionTools<X, T>& tools) {
-  constexpr int64_t kChunk = 4096;  // float sums this short lose nothing
-  const int64_t classes = plan.call.num_classes, step = tools.walk.step(), at = run.begin;
-  const RegionTable<T> table{tools.table.overlap(), tools.table.linear(), tools.table.quadratic()};
-  const RowArrays<T>& rows = tools.rows;
+void exps_along_rows(const RegionPlan& plan, int64_t begin, int64_t count, const T* targets,
+                     RegionTools<X, T>& tools) {
+  const int64_t classes = plan.call.num_classes, step = tools.walk.step();
+  RowArrays<T>& rows = tools.rows;
   RegionRows<T>& own = tools.own;
-  const auto row_dot = [&](int64_t i) {
-    double dot = 0.0;
-    for (int64_t c = 0; c < classes; c += kChunk) {
-      const int64_t length = std::min(kChunk, classes - c);
-      const RegionTable<T> part{table.overlap + c, table.linear + c, table.quadratic + c};
-      const T* e = exps + i * classes + c;
+  tools.walk.with_block(begin, count, [&](NextBlock next, const auto* x, int64_t x_step) {
+    using From = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
+    for (const GroupRun& run : tools.groups) {
+      const int64_t at = run.begin;
+      T* exps = tools.walk.exps() + at;
+      const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
-        dot += RegionLoops<T>::row_dot(e, length, static_cast<Label<T>>(rows.label[i] - c), part,
-                                       own.share[i]);
+        RegionExpLoops<From>::pixels(next, x + at, x_step, classes, run.count, rows.label + at,
+                                     table, rows.max + at, own.share + at, exps, step,
+                                     rows.logit + at, own.h + at, own.dots + at);
       else
-        dot +=
-            RegionLoops<T>::row_soft_dot(e, targets + i * classes + c, length, part, own.share[i]);
+        RegionExpLoops<From>::pixels_soft(next, x + at, x_step, targets + at, classes, run.count,
+                                          table, rows.max + at, own.share + at, exps, step,
+                                          own.dots + at);
+      next = NextBlock{};
     }
-    return static_cast<T>(dot);
-  };
-  if (!plan.along_rows)
-    for (int64_t i = at; i < at + run.count; ++i) own.dots[i] = row_dot(i);
-  else if constexpr (kHasTarget)
-    RegionLoops<T>::pixels_dots(exps + at, step, classes, run.count, rows.label + at, table,
-                                own.share + at, own.dots + at);
-  else
-    RegionLoops<T>::pixels_soft_dots(exps + at, targets + at, step, classes, run.count, table,
-                                     own.share + at, own.dots + at);
-  if constexpr (kHasTarget)
-    RegionLoops<T>::coefficients(rows.label + at, rows.logit + at, rows.max + at, rows.rest + at,
-                                 rows.softmax + at, rows.target + at, table, run.count,
-                                 own.share + at, own.dots + at, own.base + at, own.own + at);
-  else
-    RegionLoops<T>::soft_coefficients(rows.softmax + at, run.count, own.share + at, own.dots + at,
-                                      own.base + at);
+  });
 }
 
-// Writes the gradient of one stretch, along the rows.
+// The same along the classes.
 template <bool kHasTarget, class X, class T>
-void write_pixels(const RegionPlan& plan, const GroupRun& run, const T* exps, const T* targets,
-                  const T* units, const RegionTools<X, T>& tools, int64_t step, X* out,
-                  int64_t out_step) {
-  const int64_t classes = plan.call.num_classes, at = run.begin;
-  const RegionTable<T> table{tools.table.overlap(), tools.table.linear(), tools.table.quadratic()};
+void exps_along_classes(const RegionPlan& plan, int64_t begin, int64_t count, const T* targets,
+                        RegionTools<X, T>& tools) {
+  constexpr int64_t kChunk = 4096;  // float sums this short lose nothing
+  const int64_t classes = plan.call.num_classes;
+  RowArrays<T>& rows = tools.rows;
+  RegionRows<T>& own = tools.own;
+  tools.walk.gather_logits(begin, count, rows);
+  tools.walk.exps(begin, count, rows);
+  for (const GroupRun& run : tools.groups) {
+    const RegionTable<T> table = tools.load(run);
+    for (int64_t i = run.begin; i < run.begin + run.count; ++i) {
+      const T* exps = tools.walk.exps() + i * classes;
+      const int64_t label = rows.label[i];
+      double dot = 0.0;
+      for (int64_t c = 0; c < classes; c += kChunk) {
+        const int64_t length = std::min(kChunk, classes - c);
+        const RegionTable<T> part{table.overlap + c, table.linear + c, table.quadratic + c};
+        if constexpr (kHasTarget)
+          dot += RegionLoops<T>::row_dot(exps + c, length, static_cast<Label<T>>(label - c), part,
+                                         own.share[i]);
+        else
+          dot += RegionLoops<T>::row_soft_dot(exps + c, targets + i * classes + c, length, part,
+                                              own.share[i]);
+      }
+      own.dots[i] = static_cast<T>(dot);
+      own.h[i] = label < 0 ? T(0)
+                           : table.overlap[label] + table.linear[label] +
+                                 table.quadratic[label] * (own.share[i] * exps[label]);
+    }
+  }
+}
+
+// Writes a block's gradient along the rows.
+template <bool kHasTarget, class X, class T>
+void write_pixels(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ignored,
+                  const T* targets, const T* units, RegionTools<X, T>& tools) {
+  const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   const RowArrays<T>& rows = tools.rows;
   const RegionRows<T>& own = tools.own;
-  if constexpr (kHasTarget)
-    RegionGradientLoops<X>::pixels(exps + at, step, classes, run.count, rows.label + at, table,
-                                   units, own.share + at, own.base + at, rows.slope + at,
-                                   own.own + at, out + at, out_step);
-  else
-    RegionGradientLoops<X>::pixels_soft(exps + at, targets + at, units + at, step, classes,
-                                        run.count, table, own.share + at, own.base + at,
-                                        rows.slope + at, out + at, out_step);
+  const bool clear =
+      any_ignored && (!tools.finite || any_ignored_nan(rows.label, rows.rest, count));
+  const auto write = [&](const T* exps, X* out, int64_t out_step) {
+    for (const GroupRun& run : tools.groups) {
+      const int64_t at = run.begin;
+      const RegionTable<T> table = tools.load(run);
+      if constexpr (kHasTarget)
+        RegionGradientLoops<X>::pixels(exps + at, step, classes, run.count, rows.label + at, table,
+                                       units, own.share + at, own.base + at, rows.slope + at,
+                                       own.own + at, out + at, out_step);
+      else
+        RegionGradientLoops<X>::pixels_soft(exps + at, targets + at, units + at, step, classes,
+                                            run.count, table, own.share + at, own.base + at,
+                                            rows.slope + at, out + at, out_step);
+    }
+  };
+  tools.walk.write_along_rows(begin, count, clear, rows, write);
 }
 
-// A block's gradient from its exponentials.
+// The same along the classes.
 template <bool kHasTarget, class X, class T>
-void write_block(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ignored,
-                 const T* targets, const T* units, RegionTools<X, T>& tools) {
+void write_rows_of_classes(const RegionPlan& plan, int64_t begin, int64_t count, const T* targets,
+                           const T* units, RegionTools<X, T>& tools) {
   const int64_t classes = plan.call.num_classes;
   const RowArrays<T>& rows = tools.rows;
   const RegionRows<T>& own = tools.own;
-  bool finite = true;
-  RegionLoops<T>::shares(rows.label, kHasTarget, rows.rest, whole_vectors(count), tools.own.share);
-  find_groups(plan, begin, count, tools.groups);
-  for (const GroupRun& run : tools.groups) {
-    tools.table.load(run.first_region);
-    finite = finite && tools.table.finite();
-    prepare_rows<kHasTarget>(plan, run, tools.walk.exps(), targets, tools);
-  }
-  if (plan.along_rows) {
-    const bool clear = any_ignored && (!finite || any_ignored_nan(rows.label, rows.rest, count));
-    const int64_t step = tools.walk.step();
-    tools.walk.write_along_rows(
-        begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
-          for (const GroupRun& run : tools.groups) {
-            tools.table.load(run.first_region);
-            write_pixels<kHasTarget>(plan, run, exps, targets, units, tools, step, out, out_step);
-          }
-        });
-    return;
-  }
   size_t group = 0;
   tools.walk.write_along_classes(begin, count, rows, [&](int64_t i, const T* exps, X* out) {
     while (i >= tools.groups[group].begin + tools.groups[group].count) ++group;
-    tools.table.load(tools.groups[group].first_region);
-    const RegionTable<T> table{tools.table.overlap(), tools.table.linear(),
-                               tools.table.quadratic()};
+    const RegionTable<T> table = tools.load(tools.groups[group]);
     if constexpr (kHasTarget) {
       RegionGradientLoops<X>::row(exps, classes, table, units, own.share[i], own.base[i],
                                   rows.slope[i], out);
@@ -266,17 +278,35 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
                           RegionTools<X, T>& tools) {
   constexpr bool kHasTarget = kTerms != Terms::kProbabilities;
   RowArrays<T>& rows = tools.rows;
+  RegionRows<T>& own = tools.own;
+  // The incoming gradient is in the scale: what is joined has one for all rows.
+  std::fill_n(rows.upstream, RowArrays<T>::kRows, T(1));
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
+    const int64_t whole = whole_vectors(count);
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
-    // The incoming gradient is in the scale: what is joined has one for all rows.
-    std::fill_n(rows.upstream, whole_vectors(count), T(1));
-    restore_block<kTerms>(plan, loss, constants, at, count, tools.walk, rows);
+    read_saved<kTerms, Loss>(plan, at, count, rows);
     const T* units = tools.walk.units(at, count);
     const T* targets = tools.read_targets(plan, at, count, units);
     if (kHasTarget && kTerms != Terms::kWeights) units = tools.ones.data();
-    tools.walk.exps(at, count, rows);
-    write_block<kHasTarget>(plan, at, count, counts.valid < count, targets, units, tools);
+    RegionLoops<T>::shares(rows.label, kHasTarget, rows.rest, whole, own.share);
+    find_groups(plan, at, count, tools.groups);
+    tools.finite = true;
+    if (plan.along_rows)
+      exps_along_rows<kHasTarget>(plan, at, count, targets, tools);
+    else
+      exps_along_classes<kHasTarget>(plan, at, count, targets, tools);
+    restore_rows<kHasTarget>(loss, constants, whole, rows);
+    if constexpr (kHasTarget)
+      RegionLoops<T>::coefficients(rows.label, rows.logit, rows.max, rows.rest, rows.softmax,
+                                   rows.target, whole, own.share, own.dots, own.h, own.base,
+                                   own.own);
+    else
+      RegionLoops<T>::soft_coefficients(rows.softmax, whole, own.share, own.dots, own.base);
+    if (plan.along_rows)
+      write_pixels<kHasTarget>(plan, at, count, counts.valid < count, targets, units, tools);
+    else
+      write_rows_of_classes<kHasTarget>(plan, at, count, targets, units, tools);
   });
 }
 

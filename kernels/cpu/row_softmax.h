@@ -231,11 +231,9 @@ RowTotals forward_task(const RowPlan& plan, const Loss& loss, const RowConstants
   return totals;
 }
 
-// From what forward saved of a block's rows to their coefficients; labels and incoming gradients
-// are in `rows`.
-template <Terms kTerms, class X, class Loss, class T>
-void restore_block(const RowPlan& plan, const Loss& loss, const RowConstants<T>& constants,
-                   int64_t begin, int64_t count, const BlockWalk<X, T>& walk, RowArrays<T>& rows) {
+// Reads what forward saved of a block's rows.
+template <Terms kTerms, class Loss, class T>
+void read_saved(const RowPlan& plan, int64_t begin, int64_t count, RowArrays<T>& rows) {
   const RowSoftmaxCall& call = plan.call;
   read_rows(plan, saved_view(call, 0), begin, count, rows.max);
   read_rows(plan, saved_view(call, 1), begin, count, rows.rest);
@@ -245,8 +243,6 @@ void restore_block(const RowPlan& plan, const Loss& loss, const RowConstants<T>&
     read_rows(plan, saved_view(call, 2), begin, count, third);
   else
     std::fill_n(third, count, T(0));
-  walk.gather_logits(begin, count, rows);
-  restore_rows<kTerms != Terms::kProbabilities>(loss, constants, whole_vectors(count), rows);
 }
 
 template <Terms kTerms, class X, class Loss, class T>
@@ -258,7 +254,9 @@ void backward_task(const RowPlan& plan, const Loss& loss, const RowConstants<T>&
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_rows(plan, call.grad_output, at, count, rows.upstream);
-    restore_block<kTerms>(plan, loss, constants, at, count, tools.walk, rows);
+    read_saved<kTerms, Loss>(plan, at, count, rows);
+    tools.walk.gather_logits(at, count, rows);
+    restore_rows<kTerms != Terms::kProbabilities>(loss, constants, whole_vectors(count), rows);
     const T* units = tools.walk.units(at, count);
     tools.walk.exps(at, count, rows);
     tools.walk.template gradient<kTerms>(at, count, units, counts.valid < count, rows);

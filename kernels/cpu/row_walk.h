@@ -61,22 +61,31 @@ class BlockWalk {
   void exps(int64_t begin, int64_t count, const RowArrays<T>& rows) {
     T* out = exps_.get();
     const bool drops = plan_.call.has_ceiling;
-    const X* direct = drops ? nullptr : in_place(plan_.logits, begin, count);
-    if (plan_.along_rows) {
-      if (direct != nullptr)
-        return LogitLoops<X>::pixels_exps(next_block(begin + count), exp_of_, direct,
-                                          plan_.logits.class_stride, classes_, count, rows.max, out,
-                                          step_);
-      copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
-      if (drops) NumberLoops<T>::drop_above(ceiling(), classes_ * step_, out);
-      return LogitLoops<T>::pixels_exps({}, exp_of_, out, step_, classes_, count, rows.max, out,
-                                        step_);
-    }
+    if (plan_.along_rows)
+      return with_block(begin, count, [&](const NextBlock& next, const auto* x, int64_t x_step) {
+        using From = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
+        LogitLoops<From>::pixels_exps(next, exp_of_, x, x_step, classes_, count, rows.max, out,
+                                      step_);
+      });
     for (int64_t i = 0; i < count; ++i) {
       T* exps = out + i * classes_;
       const T* x = drops ? kept_row(begin + i, kNoClass, exps) : row(begin + i, exps);
       NumberLoops<T>::row_exps(exp_of_, x, rows.max[i], classes_, exps);
     }
+  }
+
+  // Calls make(next, logits, step) with a block's logits in a walk along the rows: as they lie in
+  // memory, or as T in the buffer that the exponentials go to.
+  template <class Make>
+  void with_block(int64_t begin, int64_t count, const Make& make) {
+    const bool drops = plan_.call.has_ceiling;
+    const X* direct = drops ? nullptr : in_place(plan_.logits, begin, count);
+    if (direct != nullptr)
+      return make(next_block(begin + count), direct, plan_.logits.class_stride);
+    T* out = exps_.get();
+    copy_block_in(plan_, plan_.logits, begin, count, out, step_, row_step_);
+    if (drops) NumberLoops<T>::drop_above(ceiling(), classes_ * step_, out);
+    make(NextBlock{}, static_cast<const T*>(out), step_);
   }
 
   // The label's logit of every row, for backward.

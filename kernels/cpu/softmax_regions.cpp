@@ -16,7 +16,7 @@ auto with_joined(const RowSoftmaxCall& call, const SoftmaxRegionOptions& options
     };
     if (options.joined == Joined::kNothing) return run(zero, NoRowLoss<T>{});
     if (options.joined == Joined::kCrossEntropy)
-      return run(zero, CrossEntropy<T>(options.cross_entropy, call));
+      return run(zero, CrossEntropy<T, false>(options.cross_entropy, call));
     if (is_small_integer(options.focal.gamma))
       return with_focal(SmallIntegerPower<T>(options.focal.gamma));
     return with_focal(RealPower<T>{static_cast<T>(options.focal.gamma)});

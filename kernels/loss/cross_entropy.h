@@ -39,7 +39,8 @@ struct CrossEntropyOptions {
   }
 };
 
-template <class T>
+// Without kHasZ there is no z-loss, and no logarithm in the gradient.
+template <class T, bool kHasZ = true>
 struct CrossEntropy {
   using value_type = T;
   static constexpr bool kGradientNeedsSmooth = false;
@@ -64,12 +65,14 @@ struct CrossEntropy {
   }
 
   FUSEDLOSS_HD RowLoss<T> value(const RowState<T>& s) const {
-    return {own(s) * s.nll + terms_share * s.smooth, z_loss * s.lse * s.lse};
+    const T main = own(s) * s.nll + terms_share * s.smooth;
+    if constexpr (!kHasZ) return {main, T(0)};
+    return {main, z_loss * s.lse * s.lse};
   }
 
   FUSEDLOSS_HD RowGradient<T> gradient(const RowState<T>& s, RowScale<T> scale) const {
     const T others = scale.main * terms_share * (s.sum_u - s.unit);
-    const T slope = others + scale.by_row * T(2) * z_loss * s.lse;
+    const T slope = kHasZ ? others + scale.by_row * T(2) * z_loss * s.lse : others;
     const T label = scale.main * own(s);
     return {label + slope, -scale.main * terms_share, slope * s.p - label * s.q};
   }
