@@ -114,6 +114,15 @@ BARS: tuple[Bar, ...] = (
     *_faster("cityscapes-ce", eager=2.5, compiled=1.4),
     *_faster("cityscapes-softmax-focal", eager=3.0, compiled=2.0),
     Bar("cityscapes-softmax-focal-fp32", "times_faster_than", 10.0, "smp"),
+    *_faster("cityscapes-dice", eager=4.0, compiled=2.5),
+    *_faster("cityscapes-dice-ce", eager=4.0, compiled=3.0),
+    *(Bar("nnunet3d-dice-ce-fp32", "times_faster_than", limit, against)
+      for against, limit in (("eager", 4.0), ("compile", 3.0), ("monai", 4.0))),
+    Bar("cityscapes-dice-*fp32", "times_faster_than", 4.0, "smp"),
+    Bar("cityscapes-dice-fp32", "times_faster_than", 4.0, "monai"),
+    Bar("cityscapes-dice-ce-*", "time_over_case", 1.25, "dice-ce>dice"),
+    Bar("nnunet3d-*", "in_units_of", 4.0, "clone"),
+    Bar("nnunet3d-*", "peak_beyond_gradient", 8.0),
     *(bar for cases in ("imagenet-*", "cityscapes-*") for bar in (
         Bar(f"{cases}-bf16", "time_over_case", 1.0, "bf16>fp32"),
         Bar(f"{cases}-fp32", "in_units_of", 4.0, "clone"),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from . import baselines_cross_entropy as cross_entropy
+from . import baselines_dice as dice
 from . import baselines_linear as linear
 from . import baselines_margin_softmax as margin_softmax
 from . import baselines_sigmoid_focal as sigmoid_focal
@@ -144,11 +145,41 @@ def _linear_arcface(
     )
 
 
+def _dice(
+    name: str,
+    shape: tuple[int, ...],
+    form: dice.Form,
+    *,
+    dtype: torch.dtype = FP32,
+    series: Series = "large",
+    gpu_shape: tuple[int, ...] | None = None,
+    quick: bool = False,
+) -> Case:
+    over = "the batch" if form.batch else "each sample"
+    return Case(
+        name,
+        f"dice over {over}{' and cross entropy' if form.joined else ''}",
+        shape,
+        dtype,
+        setup=inputs.volumes if len(shape) == 5 else inputs.regions,
+        contenders=form.contenders,
+        reference=form.reference,
+        series=series,
+        class_dim=1,
+        gpu_shape=gpu_shape,
+        quick=quick,
+    )
+
+
 RETINANET = (2, 76_725, 80)
 RETINANET_GPU = (16, 201_600, 80)
 IMAGENET, IMAGENET_21K = (8_192, 1_000), (1_024, 21_841)
 CITYSCAPES = (2, 19, 512, 1_024)
 CITYSCAPES_GPU = (8, 19, 1_024, 2_048)
+NNUNET = (2, 4, 128, 128, 128)
+STREET_DICE = dice.Form(batch=True, smooth=1.0, ignores=True)
+STREET_DICE_CE = dice.Form(batch=True, smooth=1.0, ignores=True, joined=True)
+VOLUME_DICE_CE = dice.Form(batch=False, smooth=1e-5, ignores=False, joined=True)
 FACES, FACES_ODD = (256, 100_000), (128, 93_431)
 FACES_GPU = (1_024, 1_000_000)
 LINEAR, LINEAR_GPU = (512, 100_000), (1_024, 1_000_000)
@@ -156,6 +187,12 @@ LINEAR, LINEAR_GPU = (512, 100_000), (1_024, 1_000_000)
 _smooth = functools.partial(_cross_entropy, smoothing=SMOOTHING)
 _street = functools.partial(
     _cross_entropy, shape=CITYSCAPES, ignore_index=softmax_focal.IGNORE, gpu_shape=CITYSCAPES_GPU
+)
+_street_dice = functools.partial(
+    _dice, shape=CITYSCAPES, form=STREET_DICE, gpu_shape=CITYSCAPES_GPU
+)
+_street_dice_ce = functools.partial(
+    _dice, shape=CITYSCAPES, form=STREET_DICE_CE, gpu_shape=CITYSCAPES_GPU
 )
 _street_focal = functools.partial(_softmax_focal, shape=CITYSCAPES, gpu_shape=CITYSCAPES_GPU)
 
@@ -175,6 +212,11 @@ CASES: tuple[Case, ...] = (
     _street("cityscapes-ce-bf16", dtype=BF16),
     _street_focal("cityscapes-softmax-focal-fp32"),
     _street_focal("cityscapes-softmax-focal-bf16", dtype=BF16),
+    _street_dice("cityscapes-dice-fp32", quick=True),
+    _street_dice("cityscapes-dice-bf16", dtype=BF16),
+    _street_dice_ce("cityscapes-dice-ce-fp32"),
+    _street_dice_ce("cityscapes-dice-ce-bf16", dtype=BF16),
+    _dice("nnunet3d-dice-ce-fp32", NNUNET, VOLUME_DICE_CE),
     _arcface("faces-256x100000-fp32", FACES, gpu_shape=FACES_GPU, quick=True),
     _arcface("faces-256x100000-bf16", FACES, gpu_shape=FACES_GPU, dtype=BF16),
     _arcface("faces-128x93431-fp32", FACES_ODD),
@@ -186,12 +228,16 @@ CASES: tuple[Case, ...] = (
     _smooth("small-ce-smooth-256x100", (256, 100), series="small"),
     _smooth("small-ce-smooth-8x10", (8, 10), series="small"),
     _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),
+    _dice("small-dice-256x4", (256, 4), STREET_DICE, series="small"),
+    _dice("small-dice-ce-256x4", (256, 4), STREET_DICE_CE, series="small"),
     _arcface("small-arcface-256x100", (256, 100), series="small"),
     _arcface("small-arcface-8x100", (8, 100), series="small"),
     *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling")
       for rows in (16, 256, 4_096, 32_768, 262_144)),
     *(_smooth(f"scaling-ce-smooth-{rows}x1000", (rows, 1_000), series="scaling")
       for rows in (16, 256, 2_048, 16_384, 65_536)),
+    *(_dice(f"scaling-dice-ce-2x19x{side}x{side}", (2, 19, side, side), STREET_DICE_CE, series="scaling")
+      for side in (32, 64, 256, 512, 1_024)),
     *(_arcface(f"scaling-arcface-{rows}x10000", (rows, 10_000), series="scaling")
       for rows in (1, 8, 64, 512, 4_096)),
 )

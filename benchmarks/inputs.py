@@ -71,10 +71,34 @@ def segmentation(case: Case, device: torch.device) -> Inputs:
     batch, classes, height, width = case.shape
     logits = torch.randn(case.shape, generator=generator, device=device)
     # The square of a uniform number: road, buildings and sky fill most of a street scene.
-    labels = _patches(batch, height, width, 32, generator).square_().mul_(classes).long()
+    labels = _patches((batch, height, width), 32, generator).square_().mul_(classes).long()
     _favour_labels(logits, labels, generator)
-    labels[_patches(batch, height, width, 16, generator) < IGNORED_SHARE] = IGNORE
+    labels[_patches((batch, height, width), 16, generator) < IGNORED_SHARE] = IGNORE
     return Inputs(logits.to(case.dtype).requires_grad_(), (labels,))
+
+
+def _every_class(inputs: Inputs) -> Inputs:
+    """Every class occurs: packages differ about those that do not."""
+    (labels,) = inputs.args
+    classes = min(inputs.logits.shape[1], labels.numel())
+    labels.view(-1)[:classes] = torch.arange(classes, device=labels.device)
+    return inputs
+
+
+def regions(case: Case, device: torch.device) -> Inputs:
+    """Segmentation or classification in which every class occurs."""
+    setup = classification if len(case.shape) == 2 else segmentation
+    return _every_class(setup(case, device))
+
+
+def volumes(case: Case, device: torch.device) -> Inputs:
+    """Logits [N, C, D, H, W] and labels [N, D, H, W] in cubes of 16 voxels, most of them background."""
+    generator = _generator(device)
+    batch, classes, *sizes = case.shape
+    logits = torch.randn(case.shape, generator=generator, device=device)
+    labels = _patches((batch, *sizes), 16, generator).square_().mul_(classes).long()
+    _favour_labels(logits, labels, generator)
+    return _every_class(Inputs(logits.to(case.dtype).requires_grad_(), (labels,)))
 
 
 def cosines(case: Case, device: torch.device) -> Inputs:
@@ -118,10 +142,11 @@ def _target_cosines(rows: int, generator: torch.Generator) -> Tensor:
     return found
 
 
-def _patches(batch: int, height: int, width: int, side: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers [N, H, W], one for each square of `side` pixels."""
-    coarse = torch.rand(
-        batch, -(-height // side), -(-width // side), generator=generator, device=generator.device
-    )
-    fine = coarse.repeat_interleave(side, 1).repeat_interleave(side, 2)
-    return fine[:, :height, :width].contiguous()
+def _patches(shape: tuple[int, ...], side: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers [N, H, W] or [N, D, H, W], one for each square or cube of this side."""
+    batch, *sizes = shape
+    coarse = [-(-size // side) for size in sizes]
+    found = torch.rand(batch, *coarse, generator=generator, device=generator.device)
+    for dim, size in enumerate(sizes, start=1):
+        found = found.repeat_interleave(side, dim).narrow(dim, 0, size)
+    return found.contiguous()

@@ -23,6 +23,7 @@ from fusedloss.benchmarks import (
     timing,
 )
 from fusedloss.benchmarks import baselines_cross_entropy as cross_entropy
+from fusedloss.benchmarks import baselines_dice as dice
 from fusedloss.benchmarks import baselines_linear as linear
 from fusedloss.benchmarks import baselines_margin_softmax as margin_softmax
 from fusedloss.benchmarks import baselines_sigmoid_focal as sigmoid_focal
@@ -34,6 +35,7 @@ def small(case: Case) -> Case:
     """The case with few rows and its own number of classes (fewer where each has 512 weights)."""
     classes = 1_001 if case.setup is inputs.features else case.shape[-1]
     shapes = {2: (16, classes), 3: (2, 30, classes), 4: (1, case.shape[1], 64, 48)}
+    shapes[5] = (2, case.shape[1], 18, 16, 17)
     return dataclasses.replace(case, shape=shapes[len(case.shape)], gpu_shape=None)
 
 
@@ -49,6 +51,21 @@ def test_every_contender_of_every_case_is_right(case: Case) -> None:
 def test_the_margins_have_the_contenders_that_need_no_package() -> None:
     assert {"eager", "insightface", "fusedloss"} <= set(margin_softmax.contenders())
     assert list(linear.contenders()) == ["eager", "unchunked", "fusedloss"]
+
+
+def test_dice_has_the_contenders_that_need_no_package() -> None:
+    for form in (cases.STREET_DICE, cases.STREET_DICE_CE, cases.VOLUME_DICE_CE):
+        assert {"eager", "fusedloss"} <= set(form.contenders())
+    assert isinstance(cases.STREET_DICE, dice.Form)
+
+
+def test_the_reference_of_dice_does_not_depend_on_its_slices() -> None:
+    for name in ("cityscapes-dice-ce-fp32", "nnunet3d-dice-ce-fp32"):
+        case = small(next(case for case in cases.CASES if case.name == name))
+        made = case.setup(case, CPU)
+        whole = case.reference(made.logits, *made.args)
+        sliced = case.reference(made.logits, *made.args, rows_at_once=1_000)
+        torch.testing.assert_close(sliced, whole, rtol=1e-12, atol=1e-17)
 
 
 def test_the_references_do_not_depend_on_their_slices() -> None:

@@ -1,4 +1,4 @@
-"""The losses over a softmax as modules."""
+"""The losses over a softmax and the region losses as modules."""
 
 from __future__ import annotations
 
@@ -58,6 +58,41 @@ CLASS_MODULES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = 
         ),
         fusedloss.softmax_focal_loss,
         {"alpha": VECTOR, "gamma": 0.5, "ignore_index": 3, "label_smoothing": 0.1},
+    ),
+    "dice": (fusedloss.DiceLoss, fusedloss.dice_loss, {}),
+    "dice, options": (
+        lambda: fusedloss.DiceLoss(
+            weight=VECTOR.clone(), squared=True, log=True, smooth=(0.5, 1.0)
+        ),
+        fusedloss.dice_loss,
+        {"weight": VECTOR, "squared": True, "log": True, "smooth": (0.5, 1.0)},
+    ),
+    "jaccard": (
+        lambda: fusedloss.JaccardLoss(batch=True, reduction="none"),
+        fusedloss.jaccard_loss,
+        {"batch": True, "reduction": "none"},
+    ),
+    "tversky": (
+        lambda: fusedloss.TverskyLoss(alpha=0.3, beta=0.7, gamma=0.75),
+        fusedloss.tversky_loss,
+        {"alpha": 0.3, "beta": 0.7, "gamma": 0.75},
+    ),
+    "generalized dice": (
+        lambda: fusedloss.GeneralizedDiceLoss(weighting="simple", include_background=False),
+        fusedloss.generalized_dice_loss,
+        {"weighting": "simple", "include_background": False},
+    ),
+    "dice and cross entropy": (
+        lambda: fusedloss.DiceCrossEntropyLoss(
+            ce_weight=0.5, weight=VECTOR.clone(), label_smoothing=0.1, ignore_index=3
+        ),
+        fusedloss.dice_cross_entropy_loss,
+        {"ce_weight": 0.5, "weight": VECTOR, "label_smoothing": 0.1, "ignore_index": 3},
+    ),
+    "dice and focal": (
+        lambda: fusedloss.DiceFocalLoss(alpha=VECTOR.clone(), gamma=1.0, absent="skip"),
+        fusedloss.dice_focal_loss,
+        {"alpha": VECTOR, "gamma": 1.0, "absent": "skip"},
     ),
 }
 

@@ -283,12 +283,17 @@ def index_or_probability_target(function: str, input: Tensor, target: object) ->
 
 
 def class_weight(
-    function: str, name: str, value: object, input: Tensor, called: str = "input"
+    function: str,
+    name: str,
+    value: object,
+    input: Tensor,
+    called: str = "input",
+    classes: int | None = None,
 ) -> Tensor:
-    """One number for each class."""
+    """One number for each class, of which the input says how many there are."""
     weight = tensor(function, name, value)
     same_device(function, name, weight, input, called)
-    classes = input.size(class_dim(input))
+    classes = input.size(class_dim(input)) if classes is None else classes
     if weight.dim() != 1 or weight.size(0) != classes:
         raise ValueError(
             f"{function}: {name} has shape {tuple(weight.shape)}, accepted are ({classes},), one for "

@@ -96,8 +96,7 @@ def _fake_softmax_fwd(
     dtype = accumulator_dtype(input.dtype)
     smoothed = args.label_smoothing > 0
     third = JOINED[args.joined] == "focal" and smoothed
-    if JOINED[args.joined] == "cross_entropy":
-        third = target.dim() == input.dim() or (class_weight is not None and smoothed)
+    third = third or (class_weight is not None and smoothed) or target.dim() == input.dim()
     rows = [input.size(0), *input.shape[2:]]
     saved = input.new_empty([3 if third else 2, *rows] if with_saved else [0], dtype=dtype)
     scale = input.new_empty(2, dtype=dtype)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from . import _checks
-from ._regions import MODES, WEIGHTINGS
+from ._ops import class_dim
+from ._regions import MODES, WEIGHTINGS, has_channel
 
 _FLAGS = ("from_logits", "squared", "batch", "include_background", "log")
 _WORDS = {
@@ -125,22 +126,30 @@ def region_input(function: str, input: object, mode: str) -> Tensor:
         raise ValueError(
             f"{function}: input has no dimensions, accepted are [N, ...] and [N, 1, ...]"
         )
+    if value.dim() == _checks.MAX_DIMS and not has_channel(value):
+        raise ValueError(
+            f"{function}: input has {value.dim()} dimensions, accepted without one for the class are "
+            f"at most {_checks.MAX_DIMS - 1}"
+        )
     return value
 
 
 def region_target(function: str, input: Tensor, target: object, mode: str) -> Tensor:
-    """The target that goes with an input which has all its dimensions (see `with_channels`)."""
+    """The target that goes with an input."""
     if mode == "multiclass":
         if function == "dice_focal_loss":  # whose factor is that of a label
             return _checks.index_target(function, input, target)
         return _checks.index_or_probability_target(function, input, target)
     value = _checks.tensor(function, "target", target)
     _checks.same_device(function, "target", value, input)
-    shapes = [input.shape]
-    if mode == "binary":
-        shapes.append(input.shape[:1] + input.shape[2:])
-    if value.shape not in shapes:
-        accepted = " and ".join(str(tuple(shape)) for shape in shapes)
+    shapes: list[tuple[int, ...]] = [tuple(input.shape)]
+    if mode == "binary":  # with and without the dimension of one class
+        first, *rest = input.shape
+        rest = rest[1:] if has_channel(input) else rest
+        shapes = [(first, 1, *rest), (first, *rest)]
+    # Written with any and ==, which symbolic sizes understand.
+    if not any(tuple(value.shape) == shape for shape in shapes):
+        accepted = " and ".join(str(shape) for shape in shapes)
         raise ValueError(
             f"{function}: target has shape {tuple(value.shape)}, accepted are {accepted}"
         )
@@ -148,14 +157,17 @@ def region_target(function: str, input: Tensor, target: object, mode: str) -> Te
 
 
 def region_vectors(function: str, input: Tensor, options: dict[str, Any]) -> None:
-    """The side tensors of an input with all its dimensions, and what its number of classes forbids."""
-    for name in ("weight", "class_weight"):
+    """The side tensors, and what the number of classes forbids."""
+    classes = 1 if options["mode"] == "binary" else input.size(class_dim(input))
+    for name in ("weight", "class_weight", "alpha"):
         value = options.get(name)
-        if value is not None:
-            _checks.class_weight(function, name, value, input)
-    if function == "dice_focal_loss" and isinstance(options["alpha"], Tensor):
-        _checks.one_for_each_class(function, "alpha", options["alpha"], input)
-    if not options["include_background"] and input.size(1) == 1:
+        if not isinstance(value, Tensor):
+            continue
+        if value.dim() == 0:
+            _checks.same_device(function, name, value, input)
+        else:
+            _checks.class_weight(function, name, value, input, classes=classes)
+    if not options["include_background"] and classes == 1:
         raise ValueError(
             f"{function}: include_background is False, accepted for an input of one class is True"
         )

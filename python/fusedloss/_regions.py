@@ -204,19 +204,19 @@ def _factors(options: RegionOptions) -> tuple[float, float, float, float]:
     return 2.0, 0.0, 1.0, 1.0  # 2 I / (P + T)
 
 
-def with_channel(input: Tensor) -> Tensor:
-    """A binary input with a dimension of classes, which it may lack.
+def has_channel(input: Tensor) -> bool:
+    """Whether a binary input has a dimension of classes, which it may lack.
 
-    An input whose second dimension is 1 has one: whichever way it is read, the regions are the same.
+    One whose second dimension is 1 has it: whichever way it is read, the regions are the same.
     """
-    return input if input.dim() > 1 and input.size(1) == 1 else input.unsqueeze(1)
+    return input.dim() > 1 and input.size(1) == 1
 
 
 def with_channels(input: Tensor, target: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """Both with a batch dimension, and where elements count with one of classes."""
     if mode == "binary":
-        input = with_channel(input)
-        return input, target.unsqueeze(1) if target.dim() < input.dim() else target
+        input = input if has_channel(input) else input.unsqueeze(1)
+        return input, target if target.dim() == input.dim() else target.unsqueeze(1)
     if input.dim() == 1:
         return input.unsqueeze(0), target.unsqueeze(0)
     return input, target

@@ -6,16 +6,14 @@ targets, probabilities in the logits' place).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import emulated_regions
 import fusedloss
 import torch
 from fusedloss import reference
 
 from .table import Case, Loss, uniform
-
-EMULATED: dict[str, Callable[..., Any]] = {}
 
 
 def _loss(function: str, engine: str) -> Loss:
@@ -23,7 +21,7 @@ def _loss(function: str, engine: str) -> Loss:
         f"{function}-{engine}",
         getattr(fusedloss, function),
         getattr(reference, function),
-        EMULATED.get(function),
+        emulated_regions.REGION_LOSSES[function],
         f"{engine}_regions_fwd",
         f"{engine}_regions_bwd",
         schedules=("recompute",),

@@ -11,7 +11,7 @@ from .. import _backend, _checks, reference
 from .._autograd import differentiates
 from .._region_autograd import Regions
 from .._region_checks import check_region_options, region_input, region_target, region_vectors
-from .._regions import RegionCall, region_call, region_options, with_channel, with_channels
+from .._regions import RegionCall, region_call, region_options, with_channels
 
 
 def region_loss(function: str, input: object, target: object, given: dict[str, Any]) -> Tensor:
@@ -19,10 +19,9 @@ def region_loss(function: str, input: object, target: object, given: dict[str, A
     options = check_region_options(function, given)
     mode = options["mode"]
     x = region_input(function, input, mode)
-    x = with_channel(x) if mode == "binary" else x
     t = region_target(function, x, target, mode)
-    x, t = with_channels(x, t, mode)
     region_vectors(function, x, options)
+    x, t = with_channels(x, t, mode)
     call = region_call(x, t, region_options(function, options))
     if t.dim() < x.dim():
         _checks.debug_labels(function, t, x.size(1), call.arguments.ignore_index)

@@ -71,10 +71,8 @@ def dice_loss(
         IndexError: a class index outside [0, C) on the CPU. On a GPU the loss is NaN, unless
             ``fusedloss.debug(True)`` is on.
 
-    Other packages' forms: MONAI's ``DiceLoss`` has ``include_background=False``, ``batch`` and
-    ``squared_pred`` under those names, and ``smooth_nr``, ``smooth_dr`` as a pair;
-    segmentation-models-pytorch's is ``batch=True, absent="skip"`` (which there stays in the mean) and
-    ``smooth=(s, s)``, ``log=log_loss``. docs/recipes.md has the table.
+    The defaults are those of MONAI's ``DiceLoss(to_onehot_y=True, softmax=True)``; docs/recipes.md has a
+    table of the options that give MONAI's and segmentation-models-pytorch's losses.
 
     Source: Milletari et al., V-Net, 2016 (arXiv:1606.04797).
     """
