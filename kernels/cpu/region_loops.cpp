@@ -131,6 +131,19 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::soft_coefficients(const T* __restrict 
   for (int64_t i = 0; i < rows; ++i) base[i] = softmax[i] - share[i] * (share[i] * dots[i]);
 }
 
+// The logits of one class as T: where they lie, or converted into `out`. A loop of its own: with
+// 16-bit inputs the loops below would run twice as wide and out of registers.
+template <class X, class T>
+FUSEDLOSS_HD const T* as_arithmetic(const X* x, int64_t rows, T* out) {
+  if constexpr (std::is_same_v<X, T>) {
+    return x;
+  } else {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) out[i] = to<T>(x[i]);
+    return out;
+  }
+}
+
 template <class X>
 FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels(
     const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes, int64_t rows,
@@ -140,13 +153,13 @@ FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels(
   for (int64_t i = 0; i < rows; ++i) logit[i] = h[i] = dots[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
     next.fetch(c);
-    const X* x = logits + c * logits_step;
     T* out = exps + c * step;
+    const T* x = as_arithmetic(logits + c * logits_step, rows, out);
     const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
     const Label<T> this_class = static_cast<Label<T>>(c);
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
-      const T value = to<T>(x[i]);
+      const T value = x[i];
       const T e = exp_nonpositive(value - max[i]);
       const T slope = linear + quadratic * (share[i] * e);
       const bool own = label[i] == this_class;
@@ -166,13 +179,13 @@ FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels_soft(
   for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
     next.fetch(c);
-    const X* x = logits + c * logits_step;
     const T* t = targets + c * step;
     T* out = exps + c * step;
+    const T* x = as_arithmetic(logits + c * logits_step, rows, out);
     const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
-      const T e = exp_nonpositive(to<T>(x[i]) - max[i]);
+      const T e = exp_nonpositive(x[i] - max[i]);
       out[i] = e;
       dots[i] += e * (overlap * t[i] + linear + quadratic * (share[i] * e));
     }

@@ -143,6 +143,16 @@ void add_block(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ig
   }
 }
 
+// Asks for the next block's numbers of one tensor with an entry a row, while this one is at work.
+// Where classes are few these are as much memory as the logits.
+inline void prefetch_rows(const RegionPlan& plan, const TensorView& view, int64_t begin) {
+  const int64_t count = std::min(plan.num_rows - begin, plan.block_rows);
+  if (count <= 0 || view.data == nullptr || view.strides[plan.rows.ndim - 1] != 1) return;
+  const int64_t size = size_of(view.dtype);
+  const char* data = static_cast<const char*>(view.data);
+  prefetch(data + offset_of_row(plan.rows, view, begin) * size, count * size);
+}
+
 template <Terms kTerms, class X, class Loss, class T>
 RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
                               const RowConstants<T>& constants, int64_t begin, int64_t end,
@@ -153,6 +163,7 @@ RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
     const RowCounts counts = read_labels(plan, at, count, rows, totals.report);
     totals.counts += counts;
+    if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
     const T* units = tools.walk.units(at, count);
     tools.walk.template sums<kTerms, false>(at, count, units, true, rows);
     finish_rows<kHasTarget, false>(loss, constants, whole_vectors(count), rows);
@@ -286,6 +297,9 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_saved<kTerms, Loss>(plan, at, count, rows);
+    if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
+    prefetch_rows(plan, saved_view(plan.call, 0), at + count);
+    prefetch_rows(plan, saved_view(plan.call, 1), at + count);
     const T* units = tools.walk.units(at, count);
     const T* targets = tools.read_targets(plan, at, count, units);
     if (kHasTarget && kTerms != Terms::kWeights) units = tools.ones.data();
