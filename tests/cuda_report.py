@@ -20,14 +20,19 @@ def traffic_rows() -> list[dict[str, Any]]:
     """One row for each pass of each workload, in the form that benchmarks/cuda_facts.py documents."""
     module = load_testing_module()
     rows = []
-    for workload in [*cuda_traffic.WORKLOADS, *cuda_traffic.ROW_WORKLOADS]:
+    workloads = [
+        ("sigmoid focal", cuda_traffic.WORKLOADS),
+        ("row softmax", cuda_traffic.ROW_WORKLOADS),
+        ("regions", cuda_traffic.REGION_WORKLOADS),
+    ]
+    for kernel, workload in ((name, w) for name, some in workloads for w in some):
+        pointwise = isinstance(workload, cuda_traffic.Workload)
+        size = f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} " if pointwise else ""
         for t in cuda_traffic.measure(module, workload):
             if not t.least:
                 continue
-            rows_of = isinstance(workload, cuda_traffic.RowWorkload)
-            size = "" if rows_of else f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} "
             row: dict[str, Any] = {
-                "kernel": "row softmax" if rows_of else "sigmoid focal",
+                "kernel": kernel,
                 "workload": size + workload.name,
                 "pass": t.what,
                 "launches": t.launches,
@@ -35,7 +40,7 @@ def traffic_rows() -> list[dict[str, Any]]:
                 "bytes_minimum": t.least,
             }
             # Labels are shared by the threads of a row, and target logits are gathered one by one.
-            if workload.target.dim() > 1 and not rows_of:
+            if isinstance(workload, cuda_traffic.Workload) and workload.target.dim() > 1:
                 row["full_sectors"] = t.full_sectors / t.sectors
             rows.append(row)
     return rows

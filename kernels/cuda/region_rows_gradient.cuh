@@ -87,6 +87,7 @@ struct RegionGradient {
   T max[V], share[V];
   int label[V];
   T base[V], terms[V], own[V];  // see the head of this file
+  T softmax[V];  // of soft targets, where it must cancel with the terms: not in `base`
 
   // h_j of a class, without t's part.
   template <bool kSquared>
@@ -183,7 +184,7 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
     alignas(sizeof(X) * V) X raw[U][V];
     load_chunk<Pass::kGrad>(logits, step, plan.classes - j, raw);
     logits -= U * step;
-    T mass[U], soft[U][V], g[U][V];
+    T mass[U], soft[U][V] = {}, g[U][V];
     slopes.masses(j, mass);
     if constexpr (kSoft) soft_parts(call, plan, target_at, j, slopes, soft);
 #pragma unroll
@@ -194,6 +195,7 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
         if constexpr (kSoft) {  // as the dots were made: they may cancel
           const T h = (kSquared ? T(2) * rows.share[v] * (mass[u] * e) : mass[u]) + soft[u][v];
           g[u][v] = e * (h * rows.share[v] + rows.base[v]);
+          soft[u][v] = rows.softmax[v] * e;
         } else {
           g[u][v] = e * ((kSquared ? mass[u] * e : mass[u]) * factor[v] + rows.base[v]);
         }
@@ -206,7 +208,10 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
         T units[V];
         pixel_units(call, plan.rows, target_at, j + u, units);
 #pragma unroll
-        for (int v = 0; v < V; ++v) g[u][v] += rows.terms[v] * units[v];
+        for (int v = 0; v < V; ++v) {
+          const T term = rows.terms[v] * units[v];
+          g[u][v] += kSoft ? soft[u][v] + term : term;
+        }
       }
     }
     if (any_ignored || (!kSoft && any_among<U>(rows.label, j))) {
@@ -253,10 +258,10 @@ __device__ __forceinline__ void gradient_rows(const RowSoftmaxCall& call, const 
     rows.max[v] = states[v].max;
     rows.share[v] =
         rows.label[v] == kBadLabel ? std::numeric_limits<T>::quiet_NaN() : states[v].inverse;
-    rows.base[v] = rows.terms[v] = rows.own[v] = T(0);
+    rows.base[v] = rows.terms[v] = rows.own[v] = rows.softmax[v] = T(0);
     if constexpr (!kNothingJoined<Loss>) {
       const RowGradient<T> joined = loss.gradient(states[v], scale);
-      rows.base[v] = joined.softmax * states[v].inverse;
+      (kSoft ? rows.softmax : rows.base)[v] = joined.softmax * states[v].inverse;
       rows.terms[v] = joined.terms;
       rows.own[v] = joined.target;
     }
