@@ -190,8 +190,8 @@ void exps_along_rows(const RegionPlan& plan, int64_t begin, int64_t count, const
       const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
         RegionExpLoops<From>::pixels(next, x + at, x_step, classes, run.count, rows.label + at,
-                                     table, rows.max + at, own.share + at, exps, step,
-                                     rows.logit + at, own.h + at, own.dots + at);
+                                     table, plan.regions.squared, rows.max + at, own.share + at,
+                                     exps, step, rows.logit + at, own.h + at, own.dots + at);
       else
         RegionExpLoops<From>::pixels_soft(next, x + at, x_step, targets + at, classes, run.count,
                                           table, rows.max + at, own.share + at, exps, step,
@@ -244,14 +244,16 @@ void write_pixels(const RegionPlan& plan, int64_t begin, int64_t count, bool any
   const RegionRows<T>& own = tools.own;
   const bool clear =
       any_ignored && (!tools.finite || any_ignored_nan(rows.label, rows.rest, count));
+  const bool has_terms = plan.call.terms != Terms::kNone;
   const auto write = [&](const T* exps, X* out, int64_t out_step) {
     for (const GroupRun& run : tools.groups) {
       const int64_t at = run.begin;
       const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
         RegionGradientLoops<X>::pixels(exps + at, step, classes, run.count, rows.label + at, table,
-                                       units, own.share + at, own.base + at, rows.slope + at,
-                                       own.own + at, out + at, out_step);
+                                       plan.regions.squared, has_terms ? units : nullptr,
+                                       own.share + at, own.base + at, rows.slope + at, own.own + at,
+                                       out + at, out_step);
       else
         RegionGradientLoops<X>::pixels_soft(exps + at, targets + at, units + at, step, classes,
                                             run.count, table, own.share + at, own.base + at,
