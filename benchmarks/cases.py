@@ -168,6 +168,7 @@ def _dice(
         class_dim=1,
         gpu_shape=gpu_shape,
         quick=quick,
+        other_functions={"smp": OtherFunction(form.reference, dice.SMP_COMPUTES, dice.SMP_ALLOWED)},
     )
 
 

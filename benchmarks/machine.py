@@ -157,6 +157,7 @@ def facts() -> dict[str, str]:
         "timm": _installed("timm"),
         "segmentation-models-pytorch": _installed("segmentation-models-pytorch"),
         "pytorch-metric-learning": _installed("pytorch-metric-learning"),
+        "monai": _installed("monai"),
         "fusedloss": _version("fusedloss"),
         "allocator variables": ", ".join(allocator_variables()) or "none set",
     }

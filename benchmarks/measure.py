@@ -66,7 +66,9 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
         other = case.other_functions.get(name)
         truth = other.reference(inputs.logits, *inputs.args) if other else reference
         try:
-            ready.errors[name] = timing.check(f"{case.name}: {name}", loss, inputs, truth)
+            allowed = other.allowed if other else 1.0
+            label = f"{case.name}: {name}"
+            ready.errors[name] = timing.check(label, loss, inputs, truth, allowed)
         except torch.OutOfMemoryError:
             ready.not_run.append(f"{case.name}: {name} needs more memory than there is")
         else:

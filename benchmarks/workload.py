@@ -43,10 +43,14 @@ def clone(inputs: Inputs) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class OtherFunction:
-    """What a contender computes that serves the same purpose but is not the function of its case."""
+    """What a contender computes that serves the same purpose but is not the function of its case.
+
+    `allowed` multiplies the tolerances, for a contender that is what it says and loses digits.
+    """
 
     reference: Reference
     computes: str
+    allowed: float = 1.0
 
 
 @dataclass(frozen=True)

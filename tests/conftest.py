@@ -12,13 +12,16 @@ from emulated import load_testing_module
 from emulator_device import device, rng, selftest_module  # noqa: F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
-collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
+GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py"]
+collect_ignore = [] if torch.cuda.is_available() else GPU_TESTS
 
 
 def pytest_report_header() -> str:
     """What this run can and cannot test."""
     gpu = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "none, test_cuda.py left out"
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"none, {' and '.join(GPU_TESTS)} left out"
     )
     return f"fusedloss {fusedloss.__version__}, torch {torch.__version__}, GPU: {gpu}"
 

@@ -11,9 +11,9 @@ from cases import SIGMOID_FOCAL, SOFTMAX_FOCAL, Case, Loss
 from test_losses import (
     _expected,
     _upstream,
-    each_case,
     each_dtype,
     each_loss,
+    each_run,
     each_schedule,
 )
 from tolerances import check_close, check_gradient
@@ -22,9 +22,8 @@ from torch import Tensor
 pytestmark = pytest.mark.gpu
 
 
-@each_schedule
 @each_dtype
-@each_case
+@each_run
 def test_cuda(case: Case, dtype: torch.dtype, schedule: str) -> None:
     input, target, options, exact, eager = _expected(case, dtype)
     options = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}

@@ -217,8 +217,7 @@ def test_kernels_equal_the_float64_reference(case: Draw) -> None:
 def test_emulated_cuda_equals_the_float64_reference(
     emulator: ModuleType, case: Draw, seed: int
 ) -> None:
-    assume(case.input.numel() <= 1500 and case.loss.emulated is not None)
-    assert case.loss.emulated is not None
+    assume(case.input.numel() <= 1500)
     emulator.configure(count=False, race_check=seed % 4 == 0, seed=seed)
     upstream = case.upstream.to(accumulator(case.input.dtype))
     kernel = case.loss.emulated(emulator, case.input, case.target, **case.options)

@@ -2,6 +2,98 @@
 #include "region_loops.h"
 
 namespace fusedloss::cpu {
+namespace {
+
+// The loops of every call along pixels with labels have versions: their arithmetic is what backward
+// takes its time for.
+template <bool kSquared, class T>
+FUSEDLOSS_CPU_LEVELS void region_sums(const T* __restrict exps, int64_t step, int64_t classes,
+                                      int64_t rows, const Label<T>* __restrict label,
+                                      const T* __restrict share, RegionSums* sums) {
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* e = exps + c * step;
+    const Label<T> this_class = static_cast<Label<T>>(c);
+    T overlap = T(0), mass = T(0), truth = T(0);
+#pragma omp simd reduction(+ : overlap, mass, truth)
+    for (int64_t i = 0; i < rows; ++i) {
+      const T p = e[i] * share[i];
+      const bool own = label[i] == this_class;
+      overlap += own ? p : T(0);
+      truth += own ? T(1) : T(0);
+      mass += kSquared ? p * p : p;
+    }
+    sums[c].overlap += static_cast<double>(overlap);
+    sums[c].mass += static_cast<double>(mass);
+    sums[c].truth += static_cast<double>(truth);
+  }
+}
+
+// The logits of one class as T: where they lie, or converted into `out`. A loop of its own: with
+// 16-bit inputs the loops below would run twice as wide and out of registers.
+template <class X, class T>
+FUSEDLOSS_HD const T* as_arithmetic(const X* x, int64_t rows, T* out) {
+  if constexpr (std::is_same_v<X, T>) {
+    return x;
+  } else {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) out[i] = to<T>(x[i]);
+    return out;
+  }
+}
+
+template <bool kSquared, class X, class T>
+FUSEDLOSS_CPU_LEVELS void region_exps(const NextBlock& next, const X* logits, int64_t logits_step,
+                                      int64_t classes, int64_t rows,
+                                      const Label<T>* __restrict label, const RegionTable<T> table,
+                                      const T* __restrict max, const T* __restrict share, T* exps,
+                                      int64_t step, T* __restrict logit, T* __restrict h,
+                                      T* __restrict dots) {
+  for (int64_t i = 0; i < rows; ++i) logit[i] = h[i] = dots[i] = T(0);
+  for (int64_t c = 0; c < classes; ++c) {
+    next.fetch(c);
+    T* out = exps + c * step;
+    const T* x = as_arithmetic(logits + c * logits_step, rows, out);
+    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
+    const Label<T> this_class = static_cast<Label<T>>(c);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) {
+      const T value = x[i];
+      const T e = exp_nonpositive(value - max[i]);
+      const T slope = kSquared ? quadratic * (share[i] * e) : linear;
+      const bool own = label[i] == this_class;
+      out[i] = e;
+      dots[i] += own ? T(0) : e * slope;
+      // Sums of one term: a selection of what is stored becomes a masked store, which is slow.
+      h[i] += own ? overlap + slope : T(0);
+      logit[i] += own ? value : T(0);
+    }
+  }
+}
+
+template <bool kSquared, bool kHasTerms, class X, class T>
+FUSEDLOSS_CPU_LEVELS void region_gradient(const T* __restrict exps, int64_t step, int64_t classes,
+                                          int64_t rows, const Label<T>* __restrict label,
+                                          const RegionTable<T> table, const T* __restrict units,
+                                          const T* __restrict share, const T* __restrict base,
+                                          const T* __restrict terms, const T* __restrict own,
+                                          X* __restrict grad, int64_t grad_step) {
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* e = exps + c * step;
+    X* out = grad + c * grad_step;
+    const T linear = table.linear[c], quadratic = table.quadratic[c];
+    const T unit = kHasTerms ? units[c] : T(0);
+    const Label<T> this_class = static_cast<Label<T>>(c);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i) {
+      const T h = kSquared ? quadratic * (share[i] * e[i]) : linear;
+      T g = e[i] * (share[i] * h + base[i]);
+      if constexpr (kHasTerms) g += terms[i] * unit;
+      out[i] = from<X>(label[i] == this_class ? own[i] : g);
+    }
+  }
+}
+
+}  // namespace
 
 template <class T>
 FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::shares(const Label<T>* __restrict label, bool indexed,
@@ -14,28 +106,11 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::shares(const Label<T>* __restrict labe
 }
 
 template <class T>
-FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::pixels_sums(const T* __restrict exps, int64_t step,
-                                                      int64_t classes, int64_t rows,
-                                                      const Label<T>* __restrict label,
-                                                      const T* __restrict share,
-                                                      const RegionPower<T> power,
-                                                      RegionSums* sums) {
-  for (int64_t c = 0; c < classes; ++c) {
-    const T* e = exps + c * step;
-    const Label<T> this_class = static_cast<Label<T>>(c);
-    T overlap = T(0), mass = T(0), truth = T(0);
-#pragma omp simd reduction(+ : overlap, mass, truth)
-    for (int64_t i = 0; i < rows; ++i) {
-      const T p = e[i] * share[i];
-      const bool own = label[i] == this_class;
-      overlap += own ? p : T(0);
-      truth += own ? T(1) : T(0);
-      mass += power(p);
-    }
-    sums[c].overlap += static_cast<double>(overlap);
-    sums[c].mass += static_cast<double>(mass);
-    sums[c].truth += static_cast<double>(truth);
-  }
+void RegionLoops<T>::pixels_sums(const T* exps, int64_t step, int64_t classes, int64_t rows,
+                                 const Label<T>* label, const T* share, RegionPower<T> power,
+                                 RegionSums* sums) {
+  const auto loop = power.quadratic != T(0) ? region_sums<true, T> : region_sums<false, T>;
+  loop(exps, step, classes, rows, label, share, sums);
 }
 
 template <class T>
@@ -132,30 +207,13 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::soft_coefficients(const T* __restrict 
 }
 
 template <class X>
-FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels(
-    const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes, int64_t rows,
-    const Label<T>* __restrict label, const RegionTable<T> table, const T* __restrict max,
-    const T* __restrict share, T* exps, int64_t step, T* __restrict logit, T* __restrict h,
-    T* __restrict dots) {
-  for (int64_t i = 0; i < rows; ++i) logit[i] = h[i] = dots[i] = T(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    next.fetch(c);
-    const X* x = logits + c * logits_step;
-    T* out = exps + c * step;
-    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
-    const Label<T> this_class = static_cast<Label<T>>(c);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i) {
-      const T value = to<T>(x[i]);
-      const T e = exp_nonpositive(value - max[i]);
-      const T slope = linear + quadratic * (share[i] * e);
-      const bool own = label[i] == this_class;
-      out[i] = e;
-      dots[i] += own ? T(0) : e * slope;
-      h[i] = own ? overlap + slope : h[i];
-      logit[i] = own ? value : logit[i];
-    }
-  }
+void RegionExpLoops<X>::pixels(const NextBlock& next, const X* logits, int64_t logits_step,
+                               int64_t classes, int64_t rows, const Label<T>* label,
+                               RegionTable<T> table, bool squared, const T* max, const T* share,
+                               T* exps, int64_t step, T* logit, T* h, T* dots) {
+  const auto loop = squared ? region_exps<true, X, T> : region_exps<false, X, T>;
+  loop(next, logits, logits_step, classes, rows, label, table, max, share, exps, step, logit, h,
+       dots);
 }
 
 template <class X>
@@ -166,13 +224,13 @@ FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels_soft(
   for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
     next.fetch(c);
-    const X* x = logits + c * logits_step;
     const T* t = targets + c * step;
     T* out = exps + c * step;
+    const T* x = as_arithmetic(logits + c * logits_step, rows, out);
     const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
-      const T e = exp_nonpositive(to<T>(x[i]) - max[i]);
+      const T e = exp_nonpositive(x[i] - max[i]);
       out[i] = e;
       dots[i] += e * (overlap * t[i] + linear + quadratic * (share[i] * e));
     }
@@ -180,23 +238,16 @@ FUSEDLOSS_CPU_LEVELS void RegionExpLoops<X>::pixels_soft(
 }
 
 template <class X>
-FUSEDLOSS_CPU_LEVELS void RegionGradientLoops<X>::pixels(
-    const T* __restrict exps, int64_t step, int64_t classes, int64_t rows,
-    const Label<T>* __restrict label, const RegionTable<T> table, const T* __restrict units,
-    const T* __restrict share, const T* __restrict base, const T* __restrict terms,
-    const T* __restrict own, X* __restrict grad, int64_t grad_step) {
-  for (int64_t c = 0; c < classes; ++c) {
-    const T* e = exps + c * step;
-    X* out = grad + c * grad_step;
-    const T linear = table.linear[c], quadratic = table.quadratic[c], unit = units[c];
-    const Label<T> this_class = static_cast<Label<T>>(c);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i) {
-      const T h = linear + quadratic * (share[i] * e[i]);
-      const T g = e[i] * (share[i] * h + base[i]) + terms[i] * unit;
-      out[i] = from<X>(label[i] == this_class ? own[i] : g);
-    }
-  }
+void RegionGradientLoops<X>::pixels(const T* exps, int64_t step, int64_t classes, int64_t rows,
+                                    const Label<T>* label, RegionTable<T> table, bool squared,
+                                    const T* units, const T* share, const T* base, const T* terms,
+                                    const T* own, X* grad, int64_t grad_step) {
+  const auto with =
+      squared ? region_gradient<true, true, X, T> : region_gradient<false, true, X, T>;
+  const auto without =
+      squared ? region_gradient<true, false, X, T> : region_gradient<false, false, X, T>;
+  const auto loop = units != nullptr ? with : without;
+  loop(exps, step, classes, rows, label, table, units, share, base, terms, own, grad, grad_step);
 }
 
 template <class X>

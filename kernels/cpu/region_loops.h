@@ -3,8 +3,8 @@
 // lies at j * step + i (along pixels) or rows are walked one after the other (along classes).
 //
 // Mass and truth are sums of p or of p^2. One formula serves both, x (linear + quadratic x) with a
-// 1 and a 0, and so does h = overlap t + linear + quadratic p of the gradient: a version of every
-// loop for each would be code without use.
+// 1 and a 0, and so does h = overlap t + linear + quadratic p of the gradient. Only the loops along
+// pixels with labels have a version for each.
 #pragma once
 
 #include "../core/region.h"
@@ -74,22 +74,23 @@ struct RegionExpLoops {
   using T = Accumulator<X>;
 
   static void pixels(const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes,
-                     int64_t rows, const Label<T>* label, RegionTable<T> table, const T* max,
-                     const T* share, T* exps, int64_t step, T* logit, T* h, T* dots);
+                     int64_t rows, const Label<T>* label, RegionTable<T> table, bool squared,
+                     const T* max, const T* share, T* exps, int64_t step, T* logit, T* h, T* dots);
   static void pixels_soft(const NextBlock& next, const X* logits, int64_t logits_step,
                           const T* targets, int64_t classes, int64_t rows, RegionTable<T> table,
                           const T* max, const T* share, T* exps, int64_t step, T* dots);
 };
 
-// Gradients of type X. `units` are the u_j of what is joined (row_softmax.h); `terms` their
-// factors.
+// Gradients of type X. Without units there are no such terms, along pixels. `units` are the u_j of
+// what is joined (row_softmax.h); `terms` their factors.
 template <class X>
 struct RegionGradientLoops {
   using T = Accumulator<X>;
 
   static void pixels(const T* exps, int64_t step, int64_t classes, int64_t rows,
-                     const Label<T>* label, RegionTable<T> table, const T* units, const T* share,
-                     const T* base, const T* terms, const T* own, X* grad, int64_t grad_step);
+                     const Label<T>* label, RegionTable<T> table, bool squared, const T* units,
+                     const T* share, const T* base, const T* terms, const T* own, X* grad,
+                     int64_t grad_step);
   static void pixels_soft(const T* exps, const T* targets, const T* units, int64_t step,
                           int64_t classes, int64_t rows, RegionTable<T> table, const T* share,
                           const T* base, const T* terms, X* grad, int64_t grad_step);

@@ -143,6 +143,16 @@ void add_block(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ig
   }
 }
 
+// Asks for the next block's numbers of one tensor with an entry a row, while this one is at work.
+// Where classes are few these are as much memory as the logits.
+inline void prefetch_rows(const RegionPlan& plan, const TensorView& view, int64_t begin) {
+  const int64_t count = std::min(plan.num_rows - begin, plan.block_rows);
+  if (count <= 0 || view.data == nullptr || view.strides[plan.rows.ndim - 1] != 1) return;
+  const int64_t size = size_of(view.dtype);
+  const char* data = static_cast<const char*>(view.data);
+  prefetch(data + offset_of_row(plan.rows, view, begin) * size, count * size);
+}
+
 template <Terms kTerms, class X, class Loss, class T>
 RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
                               const RowConstants<T>& constants, int64_t begin, int64_t end,
@@ -153,6 +163,7 @@ RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
     const RowCounts counts = read_labels(plan, at, count, rows, totals.report);
     totals.counts += counts;
+    if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
     const T* units = tools.walk.units(at, count);
     tools.walk.template sums<kTerms, false>(at, count, units, true, rows);
     finish_rows<kHasTarget, false>(loss, constants, whole_vectors(count), rows);
@@ -179,8 +190,8 @@ void exps_along_rows(const RegionPlan& plan, int64_t begin, int64_t count, const
       const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
         RegionExpLoops<From>::pixels(next, x + at, x_step, classes, run.count, rows.label + at,
-                                     table, rows.max + at, own.share + at, exps, step,
-                                     rows.logit + at, own.h + at, own.dots + at);
+                                     table, plan.regions.squared, rows.max + at, own.share + at,
+                                     exps, step, rows.logit + at, own.h + at, own.dots + at);
       else
         RegionExpLoops<From>::pixels_soft(next, x + at, x_step, targets + at, classes, run.count,
                                           table, rows.max + at, own.share + at, exps, step,
@@ -233,14 +244,16 @@ void write_pixels(const RegionPlan& plan, int64_t begin, int64_t count, bool any
   const RegionRows<T>& own = tools.own;
   const bool clear =
       any_ignored && (!tools.finite || any_ignored_nan(rows.label, rows.rest, count));
+  const bool has_terms = plan.call.terms != Terms::kNone;
   const auto write = [&](const T* exps, X* out, int64_t out_step) {
     for (const GroupRun& run : tools.groups) {
       const int64_t at = run.begin;
       const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
         RegionGradientLoops<X>::pixels(exps + at, step, classes, run.count, rows.label + at, table,
-                                       units, own.share + at, own.base + at, rows.slope + at,
-                                       own.own + at, out + at, out_step);
+                                       plan.regions.squared, has_terms ? units : nullptr,
+                                       own.share + at, own.base + at, rows.slope + at, own.own + at,
+                                       out + at, out_step);
       else
         RegionGradientLoops<X>::pixels_soft(exps + at, targets + at, units + at, step, classes,
                                             run.count, table, own.share + at, own.base + at,
@@ -286,6 +299,9 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_saved<kTerms, Loss>(plan, at, count, rows);
+    if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
+    prefetch_rows(plan, saved_view(plan.call, 0), at + count);
+    prefetch_rows(plan, saved_view(plan.call, 1), at + count);
     const T* units = tools.walk.units(at, count);
     const T* targets = tools.read_targets(plan, at, count, units);
     if (kHasTarget && kTerms != Terms::kWeights) units = tools.ones.data();

@@ -24,7 +24,7 @@ class Loss:
     name: str
     function: Callable[..., Tensor]
     reference: Callable[..., Tensor]
-    emulated: Callable[..., Any] | None
+    emulated: Callable[..., Any]
     forward_op: str
     backward_op: str
     classes_last: bool = False  # the class dimension is the last one, not the one after the batch

@@ -130,6 +130,7 @@ int main() {
   test_scale();
   test_simplify();
   test_row_softmax();
+  test_regions();
   if (failures == 0) std::printf("all C++ tests passed\n");
   return failures == 0 ? 0 : 1;
 }
