@@ -49,13 +49,22 @@ LOOPS = (
     # by the type of the gradient and the terms
     Loop("gradient along pixels", r"13GradientLoopsI(f|N.*Float16).*6pixels", 12, 1, True),
     Loop("gradient along classes", r"13GradientLoopsI(f|N.*Float16).*3row", 12, 1),
-    # by what is known of the target and, for focal, by the kind of exponent
-    Loop("rows of cross entropy", r"11finish_rows.*12CrossEntropyIf", 4, 20),
-    Loop("rows of cross entropy, backward", r"12restore_rows.*12CrossEntropyIf", 2, 15),
+    # by what is known of the target and, for focal, by the kind of exponent; without z-loss beside regions
+    Loop("rows of cross entropy", r"11finish_rows.*12CrossEntropyIfLb1E", 4, 20),
+    Loop("rows of cross entropy, backward", r"12restore_rows.*12CrossEntropyIfLb1E", 2, 15),
+    Loop("rows of joined cross entropy", r"11finish_rows.*12CrossEntropyIfLb0E", 2, 15),
+    Loop("rows of joined cross entropy, backward", r"12restore_rows.*12CrossEntropyIfLb0E", 2, 8),
     Loop("rows of margin softmax", r"11finish_rows.*13MarginSoftmaxIfLb0E", 2, 20),
     Loop("rows of margin softmax, backward", r"12restore_rows.*13MarginSoftmaxIfLb0E", 1, 15),
     Loop("rows of softmax focal", r"11finish_rows.*12SoftmaxFocalIf", 4, 20),
     Loop("rows of softmax focal, backward", r"12restore_rows.*12SoftmaxFocalIf", 2, 15),
+    # with and without squares; by the type of the logits; with and without terms
+    Loop("regions, sums along pixels", r"11region_sumsILb[01]Ef", 2, 3, True),
+    Loop("regions, exponentials along pixels", r"11region_expsILb[01]E(f|N.*Float16)", 6, 7, True),
+    Loop("regions, gradient along pixels", r"15region_gradient.*E(f|N.*Float16)", 12, 2, True),
+    # by what is joined: nothing, to an input or its sigmoid, or one of three kinds of exponent
+    Loop("elements' regions, sums", r"12element_sums.*ElementLossIf", 5, 3),
+    Loop("elements' regions, gradient", r"16element_gradient.*ElementLossIf", 10, 3),
 )
 
 
