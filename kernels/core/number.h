@@ -51,11 +51,17 @@ FUSEDLOSS_HD float to_float(BFloat16 h) {
 }
 
 FUSEDLOSS_HD BFloat16 to_bfloat16(float f) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(f));
+  return {rounded};
+#else
   const uint32_t bits = bit_cast<uint32_t>(f);
   const uint32_t rounded =
       (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
   return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
+#endif
 }
 
 // Bit arithmetic rather than a table or F16C, so that every compiler vectorises it.
