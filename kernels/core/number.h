@@ -52,9 +52,9 @@ FUSEDLOSS_HD float to_float(BFloat16 h) {
 
 FUSEDLOSS_HD BFloat16 to_bfloat16(float f) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  uint16_t rounded_by_unit;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded_by_unit) : "f"(f));
-  return {rounded_by_unit};
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(f));
+  return {rounded};
 #else
   const uint32_t bits = bit_cast<uint32_t>(f);
   const uint32_t rounded =

@@ -153,7 +153,7 @@ __device__ __forceinline__ void region_elements(const PointwiseCall& call, bool 
                                                 int64_t target_at, X (&raw)[N],
                                                 ElementSums<T>& sums) {
   constexpr int kStep = N < 4 ? N : 4;
-  T t[N] = {};
+  T t[N] = {}, grads[N];
   bool valid[N] = {};
   if (!call.indexed) load_as<N>(call.target.data, call.target.dtype, target_at, t);
 #pragma unroll
@@ -170,7 +170,7 @@ __device__ __forceinline__ void region_elements(const PointwiseCall& call, bool 
     if constexpr (kPass == Pass::kGrad) {
       const T by_mass = region.slope.mass * (squared ? T(2) * s.p : T(1));
       const T h = s.slope * (region.slope.overlap * own + by_mass);
-      raw[k] = from<X>((valid[k] ? h : T(0)) + joined.grad * region.joined_scale);
+      grads[k] = (valid[k] ? h : T(0)) + joined.grad * region.joined_scale;
     } else {
       const T p = s.p * weight;
       sums.overlap += p * own;
@@ -180,6 +180,7 @@ __device__ __forceinline__ void region_elements(const PointwiseCall& call, bool 
       sums.joined.valid += valid[k] ? 1 : 0;
     }
   }
+  if constexpr (kPass == Pass::kGrad) convert_all(grads, raw);
 }
 
 // One element by itself.

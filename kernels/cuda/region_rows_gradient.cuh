@@ -236,8 +236,7 @@ __device__ __forceinline__ void write_gradients(const RowSoftmaxCall& call,
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) raw[u][v] = from<X>(g[u][v]);
+      convert_all(g[u], raw[u]);
       if (u < plan.classes - j) store_vector<V>(raw[u], into + u * grad_step);
     }
     into -= U * grad_step;

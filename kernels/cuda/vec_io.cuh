@@ -1,6 +1,8 @@
 // Vector memory access: V neighbouring elements in as few instructions as their size allows.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -50,6 +52,27 @@ inline bool is_aligned(const TensorView& view, int64_t head, int vector) {
   const int64_t size = size_of(view.dtype);
   const int64_t word = size * vector < kVectorBytes ? size * vector : kVectorBytes;
   return (reinterpret_cast<uintptr_t>(view.data) + head * size) % word == 0;
+}
+
+// V arithmetic values as elements: halves by pairs, for which there is one instruction.
+template <class X, int V, class T>
+__device__ __forceinline__ void convert_all(const T (&values)[V], X (&out)[V]) {
+  constexpr bool kPairs = V % 2 == 0 && std::is_same_v<T, float>;
+  if constexpr (kPairs && (std::is_same_v<X, BFloat16> || std::is_same_v<X, Float16>)) {
+#pragma unroll
+    for (int k = 0; k < V; k += 2) {
+      if constexpr (std::is_same_v<X, BFloat16>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(values[k], values[k + 1]);
+        memcpy(out + k, &pair, sizeof(pair));
+      } else {
+        const __half2 pair = __floats2half2_rn(values[k], values[k + 1]);
+        memcpy(out + k, &pair, sizeof(pair));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k) out[k] = from<X>(values[k]);
+  }
 }
 
 // `from` must be aligned to Words<V, T>::kWordBytes. Read-only data: the non-coherent path is used.
