@@ -16,6 +16,7 @@ from .recognition import Recognition
 from .report import save_picture, summary
 from .require import MissingPackageError, require
 from .scenes import EMPTY, Scenes, make_split
+from .segmentation import Segmentation
 from .task import Task, TaskResult
 from .train import Schedule, train_both
 from .verification import Verification
@@ -44,6 +45,7 @@ FULL = Size(
     held_out_scenes=256,
     lengths={
         "detection": Length(500, 32),
+        "segmentation": Length(300, 16),
         "recognition": Length(300, 64),
         "verification": Length(300, 64),
     },
@@ -54,6 +56,7 @@ QUICK = Size(
     held_out_scenes=16,
     lengths={
         "detection": Length(16, 8),
+        "segmentation": Length(16, 8),
         "recognition": Length(16, 8),
         "verification": Length(16, 8),
     },
@@ -127,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def tasks() -> list[Task]:
     """What the demo trains, in this order."""
-    return [Detection(), Recognition(), Verification()]
+    return [Detection(), Segmentation(), Recognition(), Verification()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

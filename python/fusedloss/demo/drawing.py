@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .require import require
 from .scenes import Scenes
 
 RIGHT, WRONG, TRUTH = "#35d07f", "#ff5c5c", "#ffd23f"
@@ -17,6 +18,18 @@ RIGHT, WRONG, TRUTH = "#35d07f", "#ff5c5c", "#ffd23f"
 def draw_image(axes: Any, scene: Scenes) -> None:
     """The grey image of a ``Scenes`` of length 1."""
     axes.imshow(scene.images[0, 0].cpu().numpy(), cmap="gray", vmin=0.0, vmax=1.0)
+
+
+def draw_mask(axes: Any, answer: Tensor, truth: Tensor, background: int) -> None:
+    """Classes ``[H, W]`` of pixels as colours over the image, and the outlines of the true ones."""
+    colours = torch.as_tensor(require("matplotlib").colormaps["tab10"].colors)
+    answer, truth = answer.cpu(), truth.cpu()
+    inside = answer != background
+    layer = torch.zeros(*answer.shape, 4)
+    layer[inside] = torch.cat((colours, torch.full((len(colours), 1), 0.6)), 1)[answer[inside]]
+    axes.imshow(layer.numpy())
+    edge = (truth != background).numpy()
+    axes.contour(edge, levels=[0.5], colors=[TRUTH], linestyles="dashed", linewidths=1.0)
 
 
 def draw_box(axes: Any, box: Tensor, colour: str, style: str) -> None:

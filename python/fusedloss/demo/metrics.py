@@ -1,4 +1,4 @@
-"""Detection metrics: IoU, non-maximum suppression, precision, recall, average precision."""
+"""Metrics: IoU of boxes and of masks, non-maximum suppression, precision, recall, average precision."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ class DetectionScores:
     precision: float
     recall: float
     average_precision: float
+
+
+def class_iou(answers: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """IoU ``[C]`` of every class over all pixels; classes int64 of any shape. NaN for no pixel at all."""
+    pairs = torch.bincount(truth.flatten() * classes + answers.flatten(), minlength=classes**2)
+    counts = pairs.view(classes, classes).double()
+    both = counts.diagonal()
+    return both / (counts.sum(0) + counts.sum(1) - both)
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""What a task of the demo is: a network, two spellings of one loss, and a way to judge it.
-
-Segmentation of the same scenes would fit the same frame.
-"""
+"""What a task of the demo is: a network, two spellings of one loss, and a way to judge it."""
 
 from __future__ import annotations
 
