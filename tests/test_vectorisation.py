@@ -49,7 +49,7 @@ LOOPS = (
     # by the type of the gradient and the terms
     Loop("gradient along pixels", r"13GradientLoopsI(f|N.*Float16).*6pixels", 12, 1, True),
     Loop("gradient along classes", r"13GradientLoopsI(f|N.*Float16).*3row", 12, 1),
-    # by what is known of the target and, for focal, by the kind of exponent; without z-loss beside regions
+    # by what is known of the target and, for focal, by the kind of exponent; regions know no z-loss
     Loop("rows of cross entropy", r"11finish_rows.*12CrossEntropyIfLb1E", 4, 20),
     Loop("rows of cross entropy, backward", r"12restore_rows.*12CrossEntropyIfLb1E", 2, 15),
     Loop("rows of joined cross entropy", r"11finish_rows.*12CrossEntropyIfLb0E", 2, 15),
