@@ -26,7 +26,9 @@ def split() -> scenes.SceneSplit:
 
 @pytest.fixture(scope="module")
 def result(split: scenes.SceneSplit) -> TaskResult:
-    return train_both(Segmentation(), split, Schedule(steps=8, batch=4, seed=3), torch.device("cpu"))
+    return train_both(
+        Segmentation(), split, Schedule(steps=8, batch=4, seed=3), torch.device("cpu")
+    )
 
 
 def test_both_losses_agree_on_the_same_logits(split: scenes.SceneSplit) -> None:
