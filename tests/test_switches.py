@@ -162,6 +162,32 @@ def test_switches_are_independent() -> None:
         assert operators_of_a_step().fused == []
 
 
+@pytest.mark.parametrize(
+    ("shape", "reduction", "divisor", "expected"),
+    [
+        ((64, 1000), "mean", "rows", True),
+        ((64, 1000), "mean", "weights", False),  # never the number of rows
+        ((64, 1000), "none", "rows", False),  # every row has a factor
+        ((2, 19, 8, 8), "mean", "rows", False),  # pixels are often ignored
+        ((2, 19, 8, 8), "mean", "known", True),
+        ((2, 19, 8, 8), "sum", "weights", True),
+        ((2, 32000), "sum", "known", False),  # reads its row from memory twice
+    ],
+)
+def test_automatic_schedule_of_rows_on_a_gpu(
+    shape: tuple[int, ...], reduction: str, divisor: str, expected: bool
+) -> None:
+    x = torch.zeros(shape, device="meta")  # stands for a device that is no CPU
+    asked = (shape[1], reduction, divisor)
+    assert _backend.row_gradient_in_forward(x, *asked) is expected
+    assert _backend.row_gradient_in_forward(x.half(), *asked) is False
+    on_cpu = torch.zeros(1).expand(shape)
+    assert _backend.row_gradient_in_forward(on_cpu, *asked) is True
+    for schedule in ("recompute", "forward"):
+        with fusedloss.gradient_schedule(schedule):
+            assert _backend.row_gradient_in_forward(x, *asked) is (schedule == "forward")
+
+
 @pytest.mark.parametrize("value", ["", "Native", "cuda", "eager", None, 1, ["native"]])
 def test_refused_values(value: Any) -> None:
     with pytest.raises(ValueError, match=r"backend: got .*'native', 'triton' and 'reference'") as e:

@@ -81,7 +81,9 @@ def gradient_schedule(name: str) -> _Restore[str]:
         name: ``"recompute"`` (forward keeps nothing of the logits' size; backward reads the logits
             again), ``"forward"`` (the gradient is written while the logits are hot; backward scales
             it, and only where the scale is not 1), or ``"auto"`` (the default: forward, except for
-            float16, and for region losses, which need their sums before any gradient).
+            float16, and on a GPU for softmax losses whose gradient would probably have to be scaled,
+            such as means over images, of which some pixels are ignored). Region losses always
+            recompute: they need their sums before any gradient.
 
     Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
 
@@ -116,6 +118,25 @@ def gradient_in_forward(input: Tensor) -> bool:
     if _schedule_setting.value == "auto":
         return input.dtype != torch.float16
     return _schedule_setting.value == "forward"
+
+
+# Rows up to this size are still in the cache of a GPU when their gradient follows.
+LONGEST_ROW_BYTES = 32 * 1024
+
+
+def row_gradient_in_forward(input: Tensor, classes: int, reduction: str, divisor: str) -> bool:
+    """The same for a softmax loss over rows of `classes`, whose mean has a `divisor` that is
+    ``"known"`` before the walk, or counts ``"rows"`` that are not ignored or their ``"weights"``.
+
+    A GPU does not count before it walks: where the divisor was not the number of rows, backward
+    scales the gradient, which costs more than the gradient in forward had saved. Rows of images and
+    of long vocabularies are often ignored, those of a classification seldom.
+    """
+    if _schedule_setting.value != "auto" or input.device.type == "cpu":
+        return gradient_in_forward(input)
+    known = reduction == "sum" or divisor == "known" or (divisor == "rows" and input.dim() <= 2)
+    short = classes * input.element_size() <= LONGEST_ROW_BYTES
+    return gradient_in_forward(input) and known and short and reduction != "none"
 
 
 def recomputes() -> bool:

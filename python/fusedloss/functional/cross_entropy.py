@@ -93,7 +93,10 @@ def cross_entropy(
     in_place = inplace_backward and may_overwrite(input)
     keep = "nothing"
     if differentiates(input):
-        early = _backend.gradient_in_forward(input) and not in_place
+        divisor = "known" if not indexed else "rows" if weight is None else "weights"
+        classes = input.size(_ops.class_dim(input))
+        early = _backend.row_gradient_in_forward(input, classes, reduction, divisor)
+        early = early and not in_place
         early = early and not (two_divisors and input.device.type != "cpu")
         keep = "gradient" if early else "saved"
     arguments = CrossEntropyArguments(

@@ -417,7 +417,9 @@ def _margin_softmax(
     in_place = options.inplace_backward and may_overwrite(x)
     keep = "nothing"
     if differentiates(x):
-        keep = "gradient" if _backend.gradient_in_forward(x) and not in_place else "saved"
+        classes = x.size(_ops.class_dim(x))
+        early = _backend.row_gradient_in_forward(x, classes, options.reduction, "rows")
+        keep = "gradient" if early and not in_place else "saved"
     arguments, tensors = native_margins(options, margins, x)
     loss: Tensor = RowSoftmax.apply(x, label, *tensors, arguments, keep, in_place)[0]
     return loss

@@ -88,7 +88,10 @@ def softmax_focal_loss(
     )
     keep = "nothing"
     if differentiates(input):
-        keep = "gradient" if _backend.gradient_in_forward(input) else "saved"
+        divisor = "rows" if normalizer is None else "known"
+        classes = input.size(_ops.class_dim(input))
+        early = _backend.row_gradient_in_forward(input, classes, reduction, divisor)
+        keep = "gradient" if early else "saved"
     loss: Tensor = RowSoftmax.apply(
         input,
         target,
