@@ -1,6 +1,6 @@
 # Everything a newcomer needs on a machine with Python 3.10+, make and g++ (nvcc optional):
 #
-#   make demo     train a small detector and a classifier with fused and with eager losses
+#   make demo     train on handwritten digits with fused and with eager losses
 #   make test     build everything and run all tests
 #   make bench    time fusedloss against eager, torch.compile and known packages
 #   make lint     formatting and types
