@@ -226,7 +226,10 @@ __device__ __forceinline__ void region_run(const PointwiseCall& call, const Regi
       alignas(kVectorBytes) X raw[V];
       load_logits<kPass, V>(logits + i, raw);
       region_elements<kPass, V>(call, regions.squared, loss, region, at.target + i, raw, sums);
-      if (kPass == Pass::kGrad) store_vector<V>(raw, grads + i);
+      if constexpr (kPass == Pass::kGrad && V * sizeof(X) == kVectorBytes)
+        store_whole<V>(raw, grads + i);
+      else if (kPass == Pass::kGrad)
+        store_vector<V>(raw, grads + i);
     }
   } else {
 #pragma unroll 1

@@ -16,7 +16,7 @@
 
 #include "../loss/nothing.h"
 #include "region_finish.cuh"
-#include "row_softmax_pixels.cuh"
+#include "region_walk.cuh"
 
 namespace fusedloss::cuda {
 
@@ -33,20 +33,6 @@ struct RegionRowPlan {
   int64_t tiles, parts;          // of one group: pieces of its rows, and blocks that share them
   int classes, window, windows;  // all, of one block, and blocks that share them
 };
-
-// The U classes from `at` on of a walk that moves its pointer: `left` of them are there, and -inf
-// stands for the others, so that nothing else has to know of them.
-template <Pass kPass, int V, int U, class X>
-__device__ __forceinline__ void load_chunk(const X* at, int64_t step, int left, X (&raw)[U][V]) {
-  load_pixels<kPass>(at, step, 0, left, left >= U, raw);
-  if (left >= U) return;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < left) continue;
-#pragma unroll
-    for (int v = 0; v < V; ++v) raw[u][v] = from<X>(-kInfinity<Accumulator<X>>);
-  }
-}
 
 // One block's place.
 struct RegionRowBlock {
@@ -279,16 +265,14 @@ __device__ __forceinline__ void region_tile(const RowSoftmaxCall& call, const Re
   const auto offsets = [&] { return locate_group_row(call, plan, block.group, here ? row : 0); };
   RowOffsets at = offsets();
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
-  RawLabels<V> raw;
-  raw.load(call, at.target);
   int labels[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) labels[v] = kIgnored;
+  if (here) load_classes(call, at.target, labels);
+
   const auto rule = LogitRule<T>::of(call, loss);
   PixelStats<V, T> stats;
-  constexpr TermsKind kTerms = kNothingJoined<Loss> ? TermsKind::kNone : TermsKind::kAny;
-  pixel_stats<Pass::kLoss, kTerms>(call, plan.rows, rule, {plan.classes, 1}, 0, pixels, at.target,
-                                   raw, labels, stats);
-#pragma unroll
-  for (int v = 0; v < V; ++v) labels[v] = here ? labels[v] : kIgnored;
+  region_stats<!kNothingJoined<Loss>>(call, plan.rows, rule, pixels, at.target, labels, stats);
   at = offsets();
   RowState<T> states[V];
 #pragma unroll

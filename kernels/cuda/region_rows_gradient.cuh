@@ -20,16 +20,6 @@ template <class X, bool kSoft>
 constexpr int kGradientClasses =
     kSoft && kPixelClasses<X> > 1 ? kPixelClasses<X> / 2 : kPixelClasses<X>;
 
-// Whether a label is one of the U classes from j on: asked once for all, as it seldom is.
-template <int U, int V>
-__device__ __forceinline__ bool any_among(const int (&labels)[V], int j) {
-  bool any = false;
-#pragma unroll
-  for (int v = 0; v < V; ++v)
-    any = any || static_cast<unsigned>(labels[v] - j) < static_cast<unsigned>(U);
-  return any;
-}
-
 // A group's slopes times the incoming gradient: in shared memory, padded for vectors, or (kFar)
 // read one by one where there are too many.
 template <class Number, bool kFar>
@@ -252,9 +242,7 @@ __device__ __forceinline__ void gradient_rows(const RowSoftmaxCall& call, const 
   using T = typename Loss::value_type;
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
   RegionGradient<V, T> rows;
-  RawLabels<V> raw_labels;
-  raw_labels.load(call, at.target);
-  raw_labels.to_classes(call, rows.label);
+  load_classes(call, at.target, rows.label);
   T logits[V] = {};
 #pragma unroll
   for (int v = 0; v < V; ++v)
