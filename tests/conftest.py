@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import ModuleType
 
-import fusedloss
-import pytest
-import torch
-from emulated import load_testing_module
-from emulator_device import device, rng, selftest_module  # noqa: F401
+# torch.compile's cache on disk knows nothing of what our operators' fakes return: a graph compiled with
+# an earlier version of them would be taken for this one's.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
+import fusedloss  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from emulated import load_testing_module  # noqa: E402
+from emulator_device import device, rng, selftest_module  # noqa: E402, F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
 GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py"]
