@@ -10,11 +10,11 @@ from types import ModuleType
 # an earlier version of them would be taken for this one's.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
-import fusedloss  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from emulated import load_testing_module  # noqa: E402
-from emulator_device import device, rng, selftest_module  # noqa: E402, F401
+import fusedloss
+import pytest
+import torch
+from emulated import load_testing_module
+from emulator_device import device, rng, selftest_module  # noqa: F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
 GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py"]
