@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from emulated import DTYPES, TERMS, View, _grad_like, _view, device_memory
-from fusedloss._regions import _FUNCTIONS, JOINED, region_call, region_options
+from fusedloss._regions import FUNCTIONS, JOINED, region_call, region_options
 from torch import Tensor
 
 NOTHING, CROSS_ENTROPY, FOCAL = range(len(JOINED))
@@ -236,5 +236,5 @@ def emulated_regions(
 
 # What a table of losses calls, by the public function's name.
 REGION_LOSSES: dict[str, Callable[..., SoftmaxRegions | ElementRegions]] = {
-    name: partial(emulated_regions, function=name) for name in _FUNCTIONS
+    name: partial(emulated_regions, function=name) for name in FUNCTIONS
 }

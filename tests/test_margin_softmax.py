@@ -572,22 +572,23 @@ def test_backward_does_not_compute_the_changed_cosine_again(
     dtype: torch.dtype, emulated: bool, emulator: ModuleType
 ) -> None:
     """It might round otherwise than forward's did, and a lone class would then have a gradient: scale
-    times the last digit of psi. A GPU was seen to. Here cosines that are one digit further stand for it.
+    times the last digit of psi. A GPU was seen to. Here cosines that are one digit less stand for it: psi
+    computed from them is below the maximum, which was itself.
     """
     x = cosines(40, 1)[0].to(dtype)
     label = torch.zeros(40, dtype=torch.int64)
-    further = torch.nextafter(x, torch.ones_like(x))
+    less = torch.nextafter(x, -torch.ones_like(x))
     if emulated:
         emulator.configure(count=False, race_check=True, seed=3)
         kernel = MARGIN_SOFTMAX.emulated(emulator, x, label, m2=0.5)
         _, scale, _ = kernel.forward(with_grad=False)
-        kernel.input.copy_(further)
+        kernel.input.copy_(less)
         grad = kernel.backward(torch.ones((), dtype=dtype), scale)
     else:
         leaf = x.requires_grad_()
         with fusedloss.gradient_schedule("recompute"):
             loss = margin_softmax_loss(leaf, label, m2=0.5)
         with torch.no_grad():
-            leaf.data.copy_(further)  # not seen by autograd
+            leaf.data.copy_(less)  # not seen by autograd
         (grad,) = torch.autograd.grad(loss, leaf)
     assert (grad == 0).all()

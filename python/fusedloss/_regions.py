@@ -167,7 +167,7 @@ class RegionOptions:
 
 
 # (fixed options, {public name: ours}) of each public function.
-_FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "dice_loss": ({}, {}),
     "jaccard_loss": ({"ratio": "jaccard"}, {}),
     "tversky_loss": (
@@ -188,7 +188,7 @@ _FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 def region_options(function: str, options: dict[str, Any]) -> RegionOptions:
     """A public function's keyword arguments; those that are missing have its defaults."""
-    fixed, names = _FUNCTIONS[function]
+    fixed, names = FUNCTIONS[function]
     return replace(
         RegionOptions(**fixed), **{names.get(name, name): value for name, value in options.items()}
     )
