@@ -1,0 +1,20 @@
+// Binary cross entropy of mined elements on CUDA.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../loss/binary_cross_entropy.h"
+#include "select.h"
+
+namespace fusedloss {
+
+// Marks every element and selects. The call has logits (or probabilities), target, and the mask as
+// its weight: elements where that is 0 are left out.
+void launch_mined_binary_cross_entropy_fwd(const PointwiseCall& call,
+                                           const MinedElementOptions& options,
+                                           const MiningCall& mining, cudaStream_t stream);
+void launch_mined_binary_cross_entropy_bwd(const PointwiseCall& call,
+                                           const MinedElementOptions& options,
+                                           const MinedGradientCall& mined, cudaStream_t stream);
+
+}  // namespace fusedloss
