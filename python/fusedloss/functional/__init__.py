@@ -10,6 +10,12 @@ from .margin_softmax import (
     normface_loss,
     sphereface_loss,
 )
+from .mining import (
+    balanced_bce_loss,
+    hard_negative_mining_loss,
+    ohem_cross_entropy_loss,
+    topk_cross_entropy_loss,
+)
 from .region_compounds import dice_cross_entropy_loss, dice_focal_loss
 from .regions import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
 from .sigmoid_focal import sigmoid_focal_loss
@@ -17,12 +23,14 @@ from .softmax_focal import softmax_focal_loss
 
 __all__ = [
     "arcface_loss",
+    "balanced_bce_loss",
     "cosface_loss",
     "cross_entropy",
     "dice_cross_entropy_loss",
     "dice_focal_loss",
     "dice_loss",
     "generalized_dice_loss",
+    "hard_negative_mining_loss",
     "jaccard_loss",
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
@@ -30,8 +38,10 @@ __all__ = [
     "modified_softmax_loss",
     "nll_loss",
     "normface_loss",
+    "ohem_cross_entropy_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "sphereface_loss",
+    "topk_cross_entropy_loss",
     "tversky_loss",
 ]

@@ -10,6 +10,12 @@ from .margin_softmax import (
     NormFaceLoss,
     SphereFaceLoss,
 )
+from .mining import (
+    BalancedBCELoss,
+    HardNegativeMiningLoss,
+    OHEMCrossEntropyLoss,
+    TopKCrossEntropyLoss,
+)
 from .regions import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
@@ -21,6 +27,7 @@ from .regions import (
 
 __all__ = [
     "ArcFaceLoss",
+    "BalancedBCELoss",
     "CombinedMarginLoss",
     "CosFaceLoss",
     "CrossEntropyLoss",
@@ -28,13 +35,16 @@ __all__ = [
     "DiceFocalLoss",
     "DiceLoss",
     "GeneralizedDiceLoss",
+    "HardNegativeMiningLoss",
     "JaccardLoss",
     "LabelSmoothingCrossEntropyLoss",
     "ModifiedSoftmaxLoss",
     "NLLLoss",
     "NormFaceLoss",
+    "OHEMCrossEntropyLoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "SphereFaceLoss",
+    "TopKCrossEntropyLoss",
     "TverskyLoss",
 ]

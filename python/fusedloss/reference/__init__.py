@@ -7,7 +7,14 @@ derivatives and gradients of arguments other than the logits. Half logits are co
 from .cross_entropy import cross_entropy, nll_loss
 from .linear import linear_cross_entropy, linear_margin_softmax_loss
 from .margin_softmax import margin_softmax_loss
-from .mining import mined_binary_cross_entropy, mined_cross_entropy
+from .mining import (
+    balanced_bce_loss,
+    hard_negative_mining_loss,
+    mined_binary_cross_entropy,
+    mined_cross_entropy,
+    ohem_cross_entropy_loss,
+    topk_cross_entropy_loss,
+)
 from .regions import (
     dice_cross_entropy_loss,
     dice_focal_loss,
@@ -21,11 +28,13 @@ from .sigmoid_focal import sigmoid_focal_loss
 from .softmax_focal import softmax_focal_loss
 
 __all__ = [
+    "balanced_bce_loss",
     "cross_entropy",
     "dice_cross_entropy_loss",
     "dice_focal_loss",
     "dice_loss",
     "generalized_dice_loss",
+    "hard_negative_mining_loss",
     "jaccard_loss",
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
@@ -33,8 +42,10 @@ __all__ = [
     "mined_binary_cross_entropy",
     "mined_cross_entropy",
     "nll_loss",
+    "ohem_cross_entropy_loss",
     "region_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "topk_cross_entropy_loss",
     "tversky_loss",
 ]
