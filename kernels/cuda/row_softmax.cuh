@@ -8,6 +8,7 @@
 // synchronisation. A backward is one launch.
 #pragma once
 
+#include "../core/mining.h"
 #include "../core/row_softmax.h"
 #include "block.cuh"
 #include "divide.cuh"
@@ -59,6 +60,15 @@ __device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, con
   return at;
 }
 
+// Losses that mine (mined_rows.cuh) leave marks in forward and save nothing: their backward collects
+// the statistics again, of the selected rows alone.
+template <class Loss>
+constexpr bool kMines = false;
+template <Pass kPass, class Loss>
+constexpr bool kCollects = kPass != Pass::kGrad || kMines<Loss>;
+template <Pass kPass, class Loss>
+constexpr bool kSelects = kPass == Pass::kGrad && kMines<Loss>;
+
 // What the walks know of the terms at compile time. kAny looks at call.terms.
 enum class TermsKind { kNone, kUniform, kAny };
 
@@ -89,6 +99,37 @@ struct RawLabels {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
+  }
+};
+
+// Which part of N rows' gradients counts: all of it, unless rows are selected. Then the rows that
+// are not become ignored ones. Loaded apart, as labels are.
+template <int N, Pass kPass, class Loss>
+struct RowShares {
+  using T = typename Loss::value_type;
+  Mark<T> marks[N];
+
+  __device__ __forceinline__ void load(const RowSoftmaxCall& call, int64_t saved_at) {
+    if constexpr (kSelects<kPass, Loss>)
+      load_apart(static_cast<const Mark<T>*>(call.saved.data) + saved_at,
+                 call.saved.strides[call.shape.ndim - 1], marks);
+  }
+
+  __device__ __forceinline__ T of(const Loss& loss, int k) const {
+    if constexpr (kSelects<kPass, Loss>) return share_of(*loss.selection, marks[k]);
+    return T(1);
+  }
+
+  // Returns whether a row is left.
+  __device__ __forceinline__ bool select(const Loss& loss, int (&labels)[N]) const {
+    if constexpr (!kSelects<kPass, Loss>) return true;
+    bool any = false;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (of(loss, k) == T(0)) labels[k] = kIgnored;
+      any |= labels[k] != kIgnored;
+    }
+    return any;
   }
 };
 
@@ -315,6 +356,7 @@ template <int N, class T, class Loss>
 __device__ __forceinline__ void leave_rows(const RowSoftmaxCall& call, const Loss& loss,
                                            const int (&labels)[N], const RowState<T> (&states)[N],
                                            const RowOffsets& at, RowTotals<T>& totals) {
+  if constexpr (kMines<Loss>) return loss.leave_marks(call, labels, states, at.loss, totals);
   save_rows(call, loss, states, at.saved);
   T losses[N];
 #pragma unroll
@@ -375,6 +417,16 @@ __device__ __forceinline__ RowScale<T> row_scale(const RowSoftmaxCall& call, con
   }
   const T factor = reciprocal(expected_divisor<T>(call, plan.rows));
   return {factor, factor};
+}
+
+// The same of a row of which `share` is selected.
+template <Pass kPass, class Loss, class T>
+__device__ __forceinline__ RowScale<T> row_scale(const RowSoftmaxCall& call, const RowPlan& plan,
+                                                 const Loss&, T upstream, T share) {
+  if constexpr (kSelects<kPass, Loss>)
+    return {share * (upstream * *static_cast<const T*>(call.scale)), T(0)};
+  else
+    return row_scale<kPass, T>(call, plan, upstream);
 }
 
 }  // namespace fusedloss::cuda
