@@ -33,8 +33,7 @@ bool plan_vectors(MinedElements& mined, int vector) {
   const auto fits = [&](const TensorView& view) {
     return view.data == nullptr || (is_linear(shape, view) && is_aligned(view, 0, vector));
   };
-  const bool rows_are_slices =
-      mined.one_slice || (shape.ndim == 2 && mined.slice.strides[1] == 0);
+  const bool rows_are_slices = mined.one_slice || (shape.ndim == 2 && mined.slice.strides[1] == 0);
   mined.vectors = mined.numel / vector;
   return rows_are_slices && fits(call.logits) && fits(call.target) && fits(call.weight) &&
          fits(call.grad) && fits(mined.marks) &&

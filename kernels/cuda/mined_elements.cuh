@@ -1,7 +1,7 @@
 // Hard example mining over single elements: a pointwise functor of logit and target, without
-// weights. Forward leaves marks and the counts that the selection begins with; backward computes the
-// gradient of what is selected and writes zeros elsewhere, and reads marks first: where a vector has
-// nothing selected, no logit of it is read.
+// weights. Forward leaves marks and the counts that the selection begins with; backward computes
+// the gradient of what is selected and writes zeros elsewhere, and reads marks first: where a
+// vector has nothing selected, no logit of it is read.
 //
 // Dense calls are walked in vectors of as many elements as a 16-byte vector has marks; everything
 // else element by element.

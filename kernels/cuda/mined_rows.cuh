@@ -79,8 +79,7 @@ void mined_rows_gradient(RowSoftmaxCall call, const MinedGradientCall& mined, cu
   using T = Accumulator<X>;
   call.saved = mined.marks;
   const RowPlan plan = take_classes_out(call);
-  const MinedRows<T> loss{
-      {}, T(0), nullptr, {}, static_cast<const Selection<T>*>(mined.selection)};
+  const MinedRows<T> loss{{}, T(0), nullptr, {}, static_cast<const Selection<T>*>(mined.selection)};
   walk_rows_of<Pass::kGrad, TermsKind::kNone, X>(call, plan, loss, stream);
 }
 

@@ -8,7 +8,6 @@
 // synchronisation. A backward is one launch.
 #pragma once
 
-#include "../core/mining.h"
 #include "../core/row_softmax.h"
 #include "block.cuh"
 #include "divide.cuh"
@@ -60,8 +59,8 @@ __device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, con
   return at;
 }
 
-// Losses that mine (mined_rows.cuh) leave marks in forward and save nothing: their backward collects
-// the statistics again, of the selected rows alone.
+// Losses that mine (mined_rows.cuh) leave marks in forward and save nothing: their backward
+// collects the statistics again, of the selected rows alone (row_softmax_selected.cuh).
 template <class Loss>
 constexpr bool kMines = false;
 template <Pass kPass, class Loss>
@@ -99,37 +98,6 @@ struct RawLabels {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       out[k] = call.indexed() ? class_of_label(call, labels[k]) : kNoLabel;
-  }
-};
-
-// Which part of N rows' gradients counts: all of it, unless rows are selected. Then the rows that
-// are not become ignored ones. Loaded apart, as labels are.
-template <int N, Pass kPass, class Loss>
-struct RowShares {
-  using T = typename Loss::value_type;
-  Mark<T> marks[N];
-
-  __device__ __forceinline__ void load(const RowSoftmaxCall& call, int64_t saved_at) {
-    if constexpr (kSelects<kPass, Loss>)
-      load_apart(static_cast<const Mark<T>*>(call.saved.data) + saved_at,
-                 call.saved.strides[call.shape.ndim - 1], marks);
-  }
-
-  __device__ __forceinline__ T of(const Loss& loss, int k) const {
-    if constexpr (kSelects<kPass, Loss>) return share_of(*loss.selection, marks[k]);
-    return T(1);
-  }
-
-  // Returns whether a row is left.
-  __device__ __forceinline__ bool select(const Loss& loss, int (&labels)[N]) const {
-    if constexpr (!kSelects<kPass, Loss>) return true;
-    bool any = false;
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (of(loss, k) == T(0)) labels[k] = kIgnored;
-      any |= labels[k] != kIgnored;
-    }
-    return any;
   }
 };
 
@@ -417,16 +385,6 @@ __device__ __forceinline__ RowScale<T> row_scale(const RowSoftmaxCall& call, con
   }
   const T factor = reciprocal(expected_divisor<T>(call, plan.rows));
   return {factor, factor};
-}
-
-// The same of a row of which `share` is selected.
-template <Pass kPass, class Loss, class T>
-__device__ __forceinline__ RowScale<T> row_scale(const RowSoftmaxCall& call, const RowPlan& plan,
-                                                 const Loss&, T upstream, T share) {
-  if constexpr (kSelects<kPass, Loss>)
-    return {share * (upstream * *static_cast<const T*>(call.scale)), T(0)};
-  else
-    return row_scale<kPass, T>(call, plan, upstream);
 }
 
 }  // namespace fusedloss::cuda

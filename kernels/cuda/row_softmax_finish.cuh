@@ -2,7 +2,7 @@
 // it up.
 #pragma once
 
-#include "row_softmax.cuh"
+#include "row_softmax_selected.cuh"
 
 namespace fusedloss::cuda {
 

@@ -257,8 +257,7 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
   if constexpr (kPass != Pass::kLoss) {
     if (!here) return;
     at = offsets();
-    if (!any)
-      return zero_pixels<V>(plan, pixel, slice, static_cast<X*>(call.grad.data) + at.grad);
+    if (!any) return zero_pixels<V>(plan, pixel, slice, static_cast<X*>(call.grad.data) + at.grad);
     RowSlope<T> slopes[V];
 #pragma unroll
     for (int v = 0; v < V; ++v)

@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kSelectFinishThreads)
       sum += places.above[0][b] + places.above[1][b];
     const int digit = scan.digit_of(0);
     const Mark<float> mark = end.state.prefix - end.last.digit + digit;
-    const long long here = digit == end.last.digit ? end.at_cut(call.rule)
+    const long long here = digit == end.last.digit  ? end.at_cut(call.rule)
                            : digit > end.last.digit ? scan.own[0]
                                                     : 0;
     if (here > 0) sum += static_cast<double>(here) * static_cast<double>(loss_of<float>(mark));
