@@ -76,8 +76,8 @@ def _plain_shares(rule: dict[str, Any], marks: Marks) -> Tensor:
     cut = losses.sort(descending=True).values[k - 1]
     above, tied = int((losses > cut).sum()), int((losses == cut).sum())
     share = 1.0 if rule["whole_ties"] else (k - above) / tied
-    kept = torch.where(losses > cut, 1.0, torch.where(losses == cut, share, 0.0))
-    shares[marks.candidate] = kept.double()
+    kept = (losses > cut).double() + share * (losses == cut).double()
+    shares[marks.candidate] = kept
     return shares
 
 
@@ -104,8 +104,8 @@ def selected_shares(kernel: _EmulatedMining, forward: Forward) -> Tensor:
     cut, share = (forward.selection[:, i : i + 1].double() for i in (0, 1))
     nothing = cut.isnan() & (share == 0)
     losses, cut = _order(losses), _order(cut)
-    at = torch.where(losses == cut, share, 0.0)
-    kept = torch.where(losses > cut, 1.0, at).masked_fill(nothing, 0.0)
+    kept = (losses > cut).double() + share * (losses == cut).double()
+    kept = kept.masked_fill(nothing, 0.0)
     return _back(kernel, torch.where(candidate, kept, always.double()), forward.marks)
 
 
@@ -118,7 +118,7 @@ def _losses(kernel: _EmulatedMining, x: Tensor) -> tuple[Tensor, Tensor]:
         bad = ~ignored & ((target < 0) | (target >= classes))
         labels = target.masked_fill(ignored | bad, 0)
         nll = functional.cross_entropy(x, labels, reduction="none")
-        nll = torch.where(bad, nll * torch.nan, nll)
+        nll = nll * torch.where(bad, torch.nan, 1.0)
         weight = torch.ones(classes) if kernel.weight is None else kernel.weight
         return nll, nll * weight.to(x.dtype)[labels]
     assert isinstance(kernel, MinedBinaryCrossEntropy)
