@@ -7,6 +7,7 @@ derivatives and gradients of arguments other than the logits. Half logits are co
 from .cross_entropy import cross_entropy, nll_loss
 from .linear import linear_cross_entropy, linear_margin_softmax_loss
 from .margin_softmax import margin_softmax_loss
+from .mining import mined_binary_cross_entropy, mined_cross_entropy
 from .regions import (
     dice_cross_entropy_loss,
     dice_focal_loss,
@@ -29,6 +30,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
     "margin_softmax_loss",
+    "mined_binary_cross_entropy",
+    "mined_cross_entropy",
     "nll_loss",
     "region_loss",
     "sigmoid_focal_loss",

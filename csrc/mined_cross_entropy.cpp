@@ -1,0 +1,98 @@
+// Cross entropy of mined rows: schema, checks that memory safety needs, launch.
+#include <torch/csrc/stable/library.h>
+
+#include "../kernels/cpu/mined_cross_entropy.h"
+#include "mining.h"
+#include "row_softmax.h"
+
+#if FUSEDLOSS_WITH_CUDA
+#include "../kernels/cuda/mined_cross_entropy.h"
+#endif
+
+namespace fusedloss {
+namespace {
+
+RowSoftmaxCall make_call(const Tensor& input, const Tensor& target,
+                         const std::optional<Tensor>& weight, int64_t ignore_index,
+                         int64_t reduction) {
+  RowSoftmaxCall call = make_row_call(input, target, weight, ignore_index, reduction);
+  STD_TORCH_CHECK(call.indexed(), "mined_cross_entropy: target must hold class indices");
+  call.terms = Terms::kNone;
+  return call;
+}
+
+template <class Context>
+std::tuple<Tensor, Tensor, Tensor, Tensor> mined_cross_entropy_fwd(
+    Tensor input, Tensor target, std::optional<Tensor> weight, double threshold, int64_t wanted,
+    int64_t number, double factor, bool whole_ties, int64_t ignore_index, int64_t reduction) {
+  RowSoftmaxCall call = make_call(input, target, weight, ignore_index, reduction);
+  const Context context(input);
+  std::vector<int64_t> rows;
+  MiningCall mining{};
+  mining.select.num_slices = mining.select.slice_size = 1;
+  for (int d = 0; d < call.shape.ndim; ++d) {
+    if (d == call.shape.class_dim) continue;
+    rows.push_back(call.shape.sizes[d]);
+    mining.select.slice_size *= call.shape.sizes[d];
+  }
+  mining.select.rule = make_rule(wanted, number, factor, whole_ties, 0.0);
+  mining.select.reduction = call.reduction;
+  mining.threshold = threshold;
+  MinedOutputs out = allocate_mined(input, context, mining.select, weight.has_value(),
+                                    [&] { return empty_of(input, rows, accumulator_of(input)); });
+  if (input.numel() == 0) {
+    select_nothing(out);
+    return out.results();
+  }
+  mining.marks = view_of_rows(out.marks, call.shape);
+  throw_if_bad(launch_mined_cross_entropy_fwd(call, mining, context.executor()),
+               "mined cross entropy", call.num_classes);
+  return out.results();
+}
+
+template <class Context>
+Tensor mined_cross_entropy_bwd(Tensor grad_output, Tensor scale, Tensor marks, Tensor selection,
+                               Tensor input, Tensor target, std::optional<Tensor> weight,
+                               int64_t ignore_index) {
+  RowSoftmaxCall call =
+      make_call(input, target, weight, ignore_index, static_cast<int64_t>(Reduction::kSum));
+  check_mined(input, grad_output, scale, marks, selection, 1);
+  Tensor grad = empty_as(input, input.scalar_type());
+  if (input.numel() == 0) return grad;
+  call.grad_output = grad_output.dim() == 0 ? view_of(grad_output, call.shape)
+                                            : view_of_rows(grad_output, call.shape);
+  call.scale = scale.data_ptr();
+  call.grad = view_of(grad, call.shape);
+  MinedGradientCall mined{};
+  mined.marks = view_of_rows(marks, call.shape);
+  mined.selection = selection.data_ptr();
+  const Context context(input);
+  launch_mined_cross_entropy_bwd(call, mined, context.executor());
+  return grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fusedloss, m) {
+  m.def(
+      "mined_cross_entropy_fwd(Tensor input, Tensor target, Tensor? weight, float threshold, "
+      "int wanted, int number, float factor, bool whole_ties, int ignore_index, int reduction) "
+      "-> (Tensor loss, Tensor scale, Tensor marks, Tensor selection)");
+  m.def(
+      "mined_cross_entropy_bwd(Tensor grad_output, Tensor scale, Tensor marks, Tensor selection, "
+      "Tensor input, Tensor target, Tensor? weight, int ignore_index) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedloss, CPU, m) {
+  m.impl("mined_cross_entropy_fwd", TORCH_BOX(&mined_cross_entropy_fwd<CpuContext>));
+  m.impl("mined_cross_entropy_bwd", TORCH_BOX(&mined_cross_entropy_bwd<CpuContext>));
+}
+
+#if FUSEDLOSS_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fusedloss, CUDA, m) {
+  m.impl("mined_cross_entropy_fwd", TORCH_BOX(&mined_cross_entropy_fwd<CudaContext>));
+  m.impl("mined_cross_entropy_bwd", TORCH_BOX(&mined_cross_entropy_bwd<CudaContext>));
+}
+#endif
+
+}  // namespace fusedloss
