@@ -146,7 +146,7 @@ AnyWorkload = Workload | RowWorkload | RegionWorkload | MiningWorkload
 
 @dataclass(frozen=True)
 class Traffic:
-    """One pass of a workload; clearing memory is no launch. Sectors are those of each warp's requests, 32 bytes each."""
+    """One pass of a workload; clearing memory is no launch. Sectors: of each warp, 32 bytes each."""
 
     workload: AnyWorkload
     what: str  # forward | backward | forward+grad | scale
