@@ -17,7 +17,7 @@ from emulated import load_testing_module
 from emulator_device import device, rng, selftest_module  # noqa: F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
-GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py"]
+GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py", "test_cuda_mining.py"]
 collect_ignore = [] if torch.cuda.is_available() else GPU_TESTS
 
 
@@ -26,7 +26,7 @@ def pytest_report_header() -> str:
     gpu = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"none, {' and '.join(GPU_TESTS)} left out"
+        else f"none, {', '.join(GPU_TESTS)} left out"
     )
     return f"fusedloss {fusedloss.__version__}, torch {torch.__version__}, GPU: {gpu}"
 

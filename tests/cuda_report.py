@@ -24,6 +24,7 @@ def traffic_rows() -> list[dict[str, Any]]:
         ("sigmoid focal", cuda_traffic.WORKLOADS),
         ("row softmax", cuda_traffic.ROW_WORKLOADS),
         ("regions", cuda_traffic.REGION_WORKLOADS),
+        ("mining", cuda_traffic.MINING_WORKLOADS),
     ]
     for kernel, workload in ((name, w) for name, some in workloads for w in some):
         pointwise = isinstance(workload, cuda_traffic.Workload)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from emulated import CrossEntropy, MarginSoftmax, SigmoidFocal, SoftmaxFocal
+from emulated_mining import MinedBinaryCrossEntropy, MinedCrossEntropy, Wanted
 from emulated_regions import ElementRegions, SoftmaxRegions, emulated_regions
 from torch import Tensor
 
 ROWS, CLASSES = 2048, 80
+functional = torch.nn.functional
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,52 @@ class RegionWorkload:
         return emulated_regions(module, x, target, self.function, **self.options)
 
 
-AnyWorkload = Workload | RowWorkload | RegionWorkload
+@dataclass(frozen=True)
+class MiningWorkload:
+    """Logits of one shape and dtype under a mined loss. What is kept lies in a patch, `kept` of the
+    whole; `launches`: of a forward. `policy`: as above.
+    """
+
+    name: str
+    policy: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str  # ohem | topk | balanced
+    kept: float
+    launches: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+    reduction: str = "mean"
+
+    def kernel(self, module: ModuleType) -> MinedCrossEntropy | MinedBinaryCrossEntropy:
+        """The loss on the emulator."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(self.shape, generator=generator)
+        if self.kind == "balanced":
+            # A quarter of the patch is positive; its other elements are the hardest negatives.
+            hard = torch.arange(x.numel()) < self.kept * x.numel()
+            positive = torch.arange(x.numel()) < self.kept * x.numel() / 4
+            x = torch.where(hard.view(self.shape), x.abs() + 4, x - 4).to(self.dtype)
+            rule = {"wanted": Wanted.RATIO, "factor": 3.0, "epsilon": 1e-6}
+            target = positive.view(self.shape)
+            return MinedBinaryCrossEntropy(module, x, target, **rule, **self.options)
+        rows = (self.shape[0], *self.shape[2:])
+        target = torch.randint(0, self.shape[1], rows, generator=generator)
+        hard = torch.arange(target.numel()) < self.kept * target.numel()
+        bonus = torch.where(hard.view(rows), 0.0, 9.0).unsqueeze(1).expand(self.shape)
+        own = functional.one_hot(target, self.shape[1]).movedim(-1, 1)
+        x = (x + own * bonus).to(self.dtype)
+        options: dict[str, Any] = {"wanted": Wanted.NUMBER, "number": int(hard.sum())}
+        if self.kind == "ohem":
+            options = {"wanted": Wanted.TOGETHER, "number": int(hard.sum()), "whole_ties": True}
+        return MinedCrossEntropy(module, x, target, **options, **self.options)
+
+
+AnyWorkload = Workload | RowWorkload | RegionWorkload | MiningWorkload
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """One pass of a workload. Sectors are those of each warp's requests, 32 bytes each."""
+    """One pass of a workload; clearing memory is no launch. Sectors: of each warp, 32 bytes each."""
 
     workload: AnyWorkload
     what: str  # forward | backward | forward+grad | scale
@@ -115,6 +157,7 @@ class Traffic:
     sectors: int
     full_sectors: int
     atomics: int
+    float_atomics: int
     blocks: int
     kernels: tuple[str, ...]
 
@@ -254,25 +297,44 @@ REGION_WORKLOADS = [
 ]
 
 
+MINING_WORKLOADS = [
+    MiningWorkload(
+        "[2, 19, 192, 192] fp32, topk", "row_pixels", (2, 19, 192, 192), F32, "topk", 0.1
+    ),
+    MiningWorkload(
+        "[2, 19, 192, 192] bf16, topk", "row_pixels", (2, 19, 192, 192), BF16, "topk", 0.1
+    ),
+    MiningWorkload(
+        "[2, 19, 192, 192] fp32, ohem", "row_pixels", (2, 19, 192, 192), F32, "ohem", 0.2
+    ),
+    MiningWorkload("[40000, 19] fp32, topk", "row_tile", (40000, 19), F32, "topk", 0.1),
+    MiningWorkload("[900, 2000] fp32, topk", "row_block", (900, 2000), F32, "topk", 0.1),
+    MiningWorkload("[4, 1, 320, 320] fp32, bce", "mined", (4, 1, 320, 320), F32, "balanced", 0.1),
+    MiningWorkload("[4, 1, 320, 320] bf16, bce", "mined", (4, 1, 320, 320), BF16, "balanced", 0.1),
+]
+
+
 def _bytes(*tensors: Tensor | None) -> int:
     return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 def _taken(module: ModuleType, workload: AnyWorkload, what: str, least: int) -> Traffic:
     kernels = module.counters()
+    launched = [k for k in kernels if not k["name"].startswith("cudaMemset")]
     ways = [k[way] for k in kernels for way in ("read", "write")]
     return Traffic(
         workload,
         what,
-        launches=sum(k["launches"] for k in kernels),
+        launches=sum(k["launches"] for k in launched),
         moved=sum(way["unique_bytes"] for way in ways),
         least=least,
         written=sum(k["write"]["bytes"] for k in kernels),
         sectors=sum(way["sectors"] for way in ways),
         full_sectors=sum(way["full_sectors"] for way in ways),
         atomics=sum(sum(k["atomics"].values()) for k in kernels),
+        float_atomics=sum(k["float_atomics"] for k in kernels),
         blocks=max(k["blocks"] for k in kernels),
-        kernels=tuple(k["name"] for k in kernels),
+        kernels=tuple(k["name"] for k in launched),
     )
 
 
@@ -294,10 +356,30 @@ def _measure_regions(module: ModuleType, workload: RegionWorkload) -> list[Traff
     return [*passes, _taken(module, workload, "backward", least)]
 
 
+def _measure_mining(module: ModuleType, workload: MiningWorkload) -> list[Traffic]:
+    """Forward and backward. Marks: written once and read twice, then once."""
+    module.configure(count=True, race_check=False, seed=0)
+    kernel = workload.kernel(module)
+    x, target = kernel.input, kernel.target
+    module.reset_counters()
+    forward = kernel.forward()
+    marks = forward.marks
+    passes = [_taken(module, workload, "forward", _bytes(x, target, marks, marks, marks))]
+    module.reset_counters()
+    grad = kernel.backward(torch.ones((), dtype=kernel.dtype), forward)
+    kept = int(workload.kept * _bytes(x))
+    # Labels of rows are read all, targets of elements as their logits.
+    labels = _bytes(target) if target.dim() < x.dim() else int(workload.kept * _bytes(target))
+    least = kept + labels + _bytes(marks, grad)
+    return [*passes, _taken(module, workload, "backward", least)]
+
+
 def measure(module: ModuleType, workload: AnyWorkload) -> list[Traffic]:
     """Both gradient schedules of one workload: forward, backward; forward with gradient, its scaling."""
     if isinstance(workload, RegionWorkload):
         return _measure_regions(module, workload)
+    if isinstance(workload, MiningWorkload):
+        return _measure_mining(module, workload)
     x = workload.input()
     kernel = workload.kernel(module, x)
     target = kernel.target

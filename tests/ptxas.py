@@ -23,8 +23,8 @@ THREADS_PER_MULTIPROCESSOR = 2048  # sm_80, sm_90 and sm_100
 SHARED_PER_MULTIPROCESSOR = 164 * 1024  # of sm_80, the smallest; a block costs 1 KB beside its own
 THREADS_PER_BLOCK = 256
 # Launches that are not of 256 threads without dynamic shared memory: (threads, bytes) as
-# kernels/cuda/row_softmax_launch.cuh and region_rows_launch.cuh plan them, the largest of each kind.
-# Fewer threads for double.
+# kernels/cuda/row_softmax_launch.cuh, region_rows_launch.cuh and select.cu plan them, the largest of
+# each kind. Fewer threads for double.
 LAUNCHES = {
     "row_tile_kernel": [(256, 32 * 1024 + 16)],
     "row_block_kernel": [(128, 8208), (256, 16400), (512, 32784), (1024, 47 * 1024)],
@@ -33,7 +33,11 @@ LAUNCHES = {
     "region_rows_kernel": [(256, 39 * 1024)],
     "region_rows_gradient_kernel": [(256, 39 * 1024)],
     "region_finish_kernel": [(512, 0)],
+    "select_finish_kernel": [(1024, 0)],
+    "select_slices_kernel": [(512, 0)],
+    "select_slices_finish_kernel": [(1024, 0)],
 }
+MINED_TILE_BYTES = 24 * 1024 + 16  # beside the counts
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Kernel:
         for threads, dynamic in launches:
             if self.is_double and "row_block" in self.name:
                 threads = min(threads, 512)
+            if "MinedRows" in self.name and "row_tile" in self.name:
+                dynamic = min(dynamic, MINED_TILE_BYTES)
             shared = self.shared_bytes + dynamic + 1024
             blocks = min(
                 REGISTERS_PER_MULTIPROCESSOR // (per_thread * threads),
@@ -100,7 +106,11 @@ def _readable(names: list[str]) -> list[str]:
         name = name.replace("(Pass)0", "loss").replace("(Pass)1", "loss+grad")
         name = name.replace("(Pass)2", "grad").removeprefix("void ")
         short.append(
-            re.sub(r"\((PointwiseCall|RowSoftmaxCall|ScaleCall|RegionPartials).*", "", name)
+            re.sub(
+                r"\((PointwiseCall|RowSoftmaxCall|ScaleCall|RegionPartials|MinedElements|Select).*",
+                "",
+                name,
+            )
         )
     return short
 

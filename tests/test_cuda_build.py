@@ -17,6 +17,7 @@ from fusedloss import _ops
 OPERATORS = ("sigmoid_focal_fwd", "sigmoid_focal_bwd", "scale_gradient", "scale_gradient_")
 ROW_LOSSES = ("cross_entropy.cu", "margin_softmax.cu", "softmax_focal.cu")
 REGION_LOSSES = ("element_regions.cu", "softmax_regions.cu")
+MINING = ("mined_binary_cross_entropy.cu", "mined_cross_entropy.cu", "select.cu")
 # Losses that may be joined, none included, over rows and over elements (whose none are two).
 JOINED = 3
 needs_nvcc = pytest.mark.skipif(ptxas.nvcc() is None, reason="needs nvcc")
@@ -61,7 +62,8 @@ def test_no_symbol_of_unstable_torch() -> None:
 def test_no_spills_and_half_occupancy() -> None:
     kernels = ptxas.compiled_kernels()
     assert {k.architecture for k in kernels} == {f"sm_{a}" for a in ptxas.ARCHITECTURES}
-    assert {k.file for k in kernels} == {"focal.cu", "scale.cu", *ROW_LOSSES, *REGION_LOSSES}
+    files = {"focal.cu", "scale.cu", *ROW_LOSSES, *REGION_LOSSES, *MINING}
+    assert {k.file for k in kernels} == files
     print(f"\n{'kernel':<72} {'arch':<7} {'regs':>4} {'spill':>5} {'shared':>6} {'occupancy':>9}")
     for k in sorted(kernels, key=lambda k: (k.architecture, k.name)):
         print(
@@ -106,8 +108,13 @@ def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     variants = (3 * 3 + 1) + 2 * (3 * 2 + 1)
     for kernel in ("row_tile_kernel", "row_block_kernel"):
         hot = [f for f in functions if kernel in f.split("\n")[0]]
-        assert len([f for f in hot if "LDG.E.128" in f]) == 3 * variants, kernel
-        assert len([f for f in hot if "STG.E.128" in f]) >= 2 * variants, kernel
+        mined = [f for f in hot if "MinedRows" in f.split("\n")[0]]
+        plain = [f for f in hot if f not in mined]
+        assert len([f for f in plain if "LDG.E.128" in f]) == 3 * variants, kernel
+        assert len([f for f in plain if "STG.E.128" in f]) >= 2 * variants, kernel
+        # Mined rows: marks, gradient; four types.
+        assert len([f for f in mined if "LDG.E.128" in f]) == 2 * 4, kernel
+        assert len([f for f in mined if "STG.E.128" in f]) >= 4, kernel
     # ILNS_4PassE1 and 2 in a name: loss and gradient, gradient. What the compiler took for undefined
     # writes nothing.
     writing = [f for f in functions if re.search("PassE[12]", f.split("\n")[0])]
@@ -129,6 +136,13 @@ def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     runs = [f for f in functions if re.search("region_elements_kernel.*PassE[02]ELi[248]E", f)]
     assert len([f for f in runs if "LDG.E.128" in f]) == 2 * 4 * JOINED
     assert len([f for f in runs if "STG.E.128" in f]) == 4 * JOINED
+    # Mined elements: four types of logits or probabilities, vectors of marks.
+    marking = [f for f in functions if "mined_elements_kernel" in f.split("\n")[0]]
+    assert len([f for f in marking if "STG.E.128" in f]) == 4 * 2
+    selecting = [f for f in functions if "mined_gradient_kernel" in f.split("\n")[0]]
+    assert len([f for f in selecting if "LDG.E.128" in f]) == 4 * 2
+    narrowing = [f for f in functions if "select_narrow_kernel" in f.split("\n")[0]]
+    assert len([f for f in narrowing if "LDG.E.128" in f]) == 2
     pixels = [f for f in functions if "region_rows_gradient_kernelILi2E" in f.split("\n")[0]]
     assert len(pixels) == 3 * JOINED
     assert len([f for f in pixels if "LDG.E.64" in f and "STG.E.64" in f]) >= JOINED

@@ -59,6 +59,15 @@ __device__ __forceinline__ RowOffsets locate_row(const RowSoftmaxCall& call, con
   return at;
 }
 
+// Losses that mine (mined_rows.cuh) leave marks in forward and save nothing: their backward
+// collects the statistics again, of the selected rows alone (row_softmax_selected.cuh).
+template <class Loss>
+constexpr bool kMines = false;
+template <Pass kPass, class Loss>
+constexpr bool kCollects = kPass != Pass::kGrad || kMines<Loss>;
+template <Pass kPass, class Loss>
+constexpr bool kSelects = kPass == Pass::kGrad && kMines<Loss>;
+
 // What the walks know of the terms at compile time. kAny looks at call.terms.
 enum class TermsKind { kNone, kUniform, kAny };
 
@@ -315,6 +324,7 @@ template <int N, class T, class Loss>
 __device__ __forceinline__ void leave_rows(const RowSoftmaxCall& call, const Loss& loss,
                                            const int (&labels)[N], const RowState<T> (&states)[N],
                                            const RowOffsets& at, RowTotals<T>& totals) {
+  if constexpr (kMines<Loss>) return loss.leave_marks(call, labels, states, at.loss, totals);
   save_rows(call, loss, states, at.saved);
   T losses[N];
 #pragma unroll

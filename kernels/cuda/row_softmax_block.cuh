@@ -209,24 +209,35 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
   const int warp = threadIdx.x / kWarp;
   RowTotals<T> totals;
   RawLabels<1> raw, next;  // a row's label is loaded while the row before is worked on
-  if (blockIdx.x < plan.rows) next.load(call, locate_row(call, plan, blockIdx.x).target);
+  RowShares<1, kPass, Loss> shares, next_shares;
+  begin_rows<kPass>(loss);
+  if (blockIdx.x < plan.rows) {
+    const RowOffsets at = locate_row(call, plan, blockIdx.x);
+    next.load(call, at.target);
+    next_shares.load(call, at.saved);
+  }
   for (int64_t index = blockIdx.x; index < plan.rows; index += gridDim.x) {
     raw = next;
-    if (index + gridDim.x < plan.rows)
-      next.load(call, locate_row(call, plan, index + gridDim.x).target);
+    shares = next_shares;
+    if (index + gridDim.x < plan.rows) {
+      const RowOffsets after = locate_row(call, plan, index + gridDim.x);
+      next.load(call, after.target);
+      next_shares.load(call, after.saved);
+    }
     RowOffsets at = locate_row(call, plan, index);
     const X* row = static_cast<const X*>(call.logits.data) + at.logits;
     X* kept = nullptr;
-    if (kPass == Pass::kLossAndGrad && block.keep)
+    if (kPass != Pass::kLoss && kCollects<kPass, Loss> && block.keep)
       kept = reinterpret_cast<X*>(row_block_storage + misalignment(row));
     const X* grads = static_cast<const X*>(call.grad.data);
     const RowWalk<X> walk(row, kPass == Pass::kLoss ? nullptr : grads + at.grad, block.classes);
     int label[1];
     raw.to_classes(call, label);
+    shares.select(loss, label);
     const T logit[1] = {label[0] >= 0 ? to<T>(row[label[0]]) : T(0)};
     T upstream = T(0);
     RowState<T> state[1] = {};
-    if constexpr (kPass == Pass::kGrad) {
+    if constexpr (!kCollects<kPass, Loss>) {
       restore_rows(call, loss, label, logit, at.saved, state);
       upstream = static_cast<const T*>(call.grad_output.data)[at.upstream];
       __syncthreads();  // all threads have read the target's logit
@@ -250,16 +261,19 @@ __global__ void __launch_bounds__(kRowBlockThreads<X>, 1)
       }
       // Found again: kept, the offsets would fill registers during the walk.
       at = locate_row(call, plan, index);
-      if (threadIdx.x == 0) leave_rows(call, loss, label, state, at, totals);
+      if constexpr (kPass == Pass::kGrad)
+        upstream = static_cast<const T*>(call.grad_output.data)[at.upstream];
+      else if (threadIdx.x == 0)
+        leave_rows(call, loss, label, state, at, totals);
     }
     if constexpr (kPass != Pass::kLoss) {
       const RowSlope<T> slope(loss, rule, label[0], state[0],
-                              row_scale<kPass, T>(call, plan, upstream));
+                              row_scale<kPass>(call, plan, loss, upstream, shares.of(loss, 0)));
       block_row_gradient<kPass, kTerms>(call, plan, walk, row, kept, at.target, slope,
                                         static_cast<X*>(call.grad.data) + at.grad);
     }
   }
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, false, blockIdx.x);
+  end_rows<kPass>(call, loss, totals, false);
 }
 
 }  // namespace fusedloss::cuda

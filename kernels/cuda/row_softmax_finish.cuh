@@ -2,7 +2,7 @@
 // it up.
 #pragma once
 
-#include "row_softmax.cuh"
+#include "row_softmax_selected.cuh"
 
 namespace fusedloss::cuda {
 
@@ -30,6 +30,22 @@ __device__ __forceinline__ void leave_row_totals(const RowSoftmaxCall& call,
     static_cast<RowBlockTotals*>(call.workspace)[slot] = {
         static_cast<double>(all.main), static_cast<double>(all.by_row),
         static_cast<double>(all.weight), all.valid};
+}
+
+// Before a block's first row, and after its last.
+template <Pass kPass, class Loss>
+__device__ __forceinline__ void begin_rows(const Loss& loss) {
+  if constexpr (kMines<Loss> && kPass != Pass::kGrad) loss.begin();
+}
+template <Pass kPass, class T, class Loss>
+__device__ __forceinline__ void end_rows(const RowSoftmaxCall& call, const Loss& loss,
+                                         const RowTotals<T>& totals, bool spread) {
+  if constexpr (kPass == Pass::kGrad)
+    return;
+  else if constexpr (kMines<Loss>)
+    loss.end(totals, spread);
+  else
+    leave_row_totals(call, totals, spread, blockIdx.x);
 }
 
 // Adds the blocks' totals and applies the mean's divisors: the loss, and the scale for backward.

@@ -26,6 +26,9 @@ struct TilePolicy {
 constexpr TilePolicy kTilePolicies[] = {{128, 1},  {256, 2},   {512, 4},
                                         {1024, 8}, {2048, 16}, {kLongestTileRow, 32}};
 constexpr int64_t kTileBytes = 16384;
+// Beside the counts of a loss that mines, tiles are kept smaller, for the same occupancy.
+template <class Loss>
+constexpr int64_t kMostTileBytes = kMines<Loss> ? 24576 : 32768;
 
 // Blocks. Each thread has about four 16-byte vectors: enough to keep memory busy at half occupancy,
 // little enough that a row does not wait for one slow thread. A pass that walks once has several
@@ -82,7 +85,8 @@ inline bool is_dense(const RowSoftmaxCall& call, const TensorView& view, int64_t
   return call.num_classes == 1 || step == 1;
 }
 
-inline TilePlan plan_tile(const RowSoftmaxCall& call, int64_t size) {
+// `most_bytes`: of a tile of rows that do not need more alone.
+inline TilePlan plan_tile(const RowSoftmaxCall& call, int64_t size, int64_t most_bytes) {
   const int64_t row_bytes = call.num_classes * size;
   TilePlan tile{static_cast<int>(call.num_classes), 0, kWarp, 0, 1};
   for (const TilePolicy& policy : kTilePolicies) {
@@ -90,6 +94,7 @@ inline TilePlan plan_tile(const RowSoftmaxCall& call, int64_t size) {
     tile.lanes = policy.lanes;
     break;
   }
+  while (tile.lanes < kWarp && kRowThreads / tile.lanes * row_bytes > most_bytes) tile.lanes *= 2;
   const int groups = kRowThreads / tile.lanes;
   const int64_t rounds = kTileBytes / (row_bytes * groups);
   // No more rows than threads: each row's ends have a thread of their own.
@@ -127,7 +132,7 @@ int64_t launch_pixels(const RowSoftmaxCall& call, const RowPlan& plan, const Los
   const int64_t of_block = int64_t{kRowThreads} / pixel.slices * V;
   const int64_t blocks = std::min(ceil_div(plan.rows, of_block), kMaxRowBlocks);
   using Slots = PixelStats<V, typename Loss::value_type>;
-  const bool slots = kPass != Pass::kGrad && pixel.slices > 1;
+  const bool slots = kCollects<kPass, Loss> && pixel.slices > 1;
   const int shared = slots ? kRowThreads * static_cast<int>(sizeof(Slots)) : 0;
   launch("row pixels kernel", row_pixels_kernel<kPass, kTerms, V, X, Loss>,
          {blocks, kRowThreads, shared}, stream, call, plan, pixel, loss);
@@ -147,8 +152,9 @@ int64_t walk_rows_of(const RowSoftmaxCall& call, const RowPlan& plan, const Loss
 
   const bool dense =
       everywhere([&](const TensorView& view, int64_t step) { return is_dense(call, view, step); });
-  if (dense && row_bytes <= kLongestTileRow) {
-    const TilePlan tile = plan_tile(call, kSize);
+  constexpr int64_t kMostBytes = kMostTileBytes<Loss>;
+  if (dense && row_bytes <= std::min(kLongestTileRow, kMostBytes / (kRowThreads / kWarp))) {
+    const TilePlan tile = plan_tile(call, kSize, kMostBytes);
     const int64_t blocks = std::min(ceil_div(plan.rows, tile.rows), kMaxRowBlocks);
     const int shared = tile.rows * static_cast<int>(row_bytes) + kVectorBytes;
     launch("row tile kernel", row_tile_kernel<kPass, kTerms, X, Loss>,
@@ -161,9 +167,10 @@ int64_t walk_rows_of(const RowSoftmaxCall& call, const RowPlan& plan, const Loss
     const BlockPolicy* policy = kBlockPolicies;
     while (row_bytes > policy->row_bytes) ++policy;
     const int64_t blocks = std::min(plan.rows, kMaxRowBlocks);
-    const bool keeps = kPass == Pass::kLossAndGrad && block.keep;
+    constexpr bool kTwice = kWithGrad && kCollects<kPass, Loss>;
+    const bool keeps = kTwice && block.keep;
     const int shared = keeps ? static_cast<int>(row_bytes) + kVectorBytes : 0;
-    const int most = kPass == Pass::kLossAndGrad ? kRowBlockThreads<X> : kMostThreadsOfOneWalk;
+    const int most = kTwice ? kRowBlockThreads<X> : kMostThreadsOfOneWalk;
     launch("row block kernel", row_block_kernel<kPass, kTerms, X, Loss>,
            {blocks, std::min(policy->threads, most), shared}, stream, call, plan, block, loss);
     return blocks;

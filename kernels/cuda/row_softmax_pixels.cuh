@@ -100,11 +100,12 @@ __device__ __forceinline__ void add_pixel_terms(const RowSoftmaxCall& call, cons
   }
 }
 
-template <Pass kPass, TermsKind kTerms, int V, class X, class T>
+// `raw_labels(labels)` makes classes of the labels.
+template <Pass kPass, TermsKind kTerms, int V, class X, class T, class RawLabelsOf>
 __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                             const LogitRule<T>& rule, const PixelPlan& pixel,
                                             int slice, const X* pixels, int64_t target_at,
-                                            const RawLabels<V>& raw_labels, int (&labels)[V],
+                                            const RawLabelsOf& raw_labels, int (&labels)[V],
                                             PixelStats<V, T>& stats) {
   constexpr int U = kPixelClasses<X>;
   alignas(sizeof(X) * V) X raw[U][V];
@@ -114,7 +115,7 @@ __device__ __forceinline__ void pixel_stats(const RowSoftmaxCall& call, const Ro
   };
   int j = slice * U;
   load(j);
-  raw_labels.to_classes(call, labels);  // waits for the labels while logits are on their way
+  raw_labels(labels);  // waits for the labels while logits are on their way
   while (true) {
     if (whole(j))
       add_pixels<kTerms>(rule, raw, j, j + U, labels, stats);
@@ -161,6 +162,16 @@ __device__ __forceinline__ void pixel_gradients(const RowSoftmaxCall& call, cons
   }
 }
 
+// Those of rows of which none is selected.
+template <int V, class X>
+__device__ __forceinline__ void zero_pixels(const RowPlan& plan, const PixelPlan& pixel, int slice,
+                                            X* grads) {
+  alignas(sizeof(X) * V) const X zeros[V] = {};
+#pragma unroll 4
+  for (int j = slice; j < pixel.classes; j += pixel.slices)
+    store_vector<V>(zeros, grads + j * plan.grad_step);
+}
+
 // Joins what the warps that share rows have seen: every thread gets the whole. `slots` has one
 // place for each thread and may still be read by others.
 template <int V, class T>
@@ -197,27 +208,40 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
   RowOffsets at = offsets();
   const X* pixels = static_cast<const X*>(call.logits.data) + at.logits;
   RawLabels<V> raw;
+  RowShares<V, kPass, Loss> shares;
   if (here) raw.load(call, at.target);
+  if (here) shares.load(call, at.saved);
   int labels[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) labels[v] = kIgnored;
   RowState<T> states[V] = {};
   T upstream[V] = {};
-  if constexpr (kPass == Pass::kGrad) {
+  bool any = here;
+  const auto load_upstream = [&] {
+    load_apart(static_cast<const T*>(call.grad_output.data) + at.upstream,
+               call.grad_output.strides[call.shape.ndim - 1], upstream);
+  };
+  if constexpr (!kCollects<kPass, Loss>) {
     T logits[V] = {};
     if (here) raw.to_classes(call, labels);
 #pragma unroll
     for (int v = 0; v < V; ++v)
       if (labels[v] >= 0) logits[v] = to<T>(pixels[v + labels[v] * plan.logits_step]);
     restore_rows(call, loss, labels, logits, at.saved, states);
-    load_apart(static_cast<const T*>(call.grad_output.data) + at.upstream,
-               call.grad_output.strides[call.shape.ndim - 1], upstream);
+    load_upstream();
     if (pixel.slices > 1) __syncthreads();  // all warps have read the target's logit
   } else {
     PixelStats<V, T> stats;
-    if (here)
-      pixel_stats<kPass, kTerms>(call, plan, rule, pixel, slice, pixels, at.target, raw, labels,
-                                 stats);
+    if (kSelects<kPass, Loss> && here) {  // before a logit is read
+      raw.to_classes(call, labels);
+      any = shares.select(loss, labels);
+    }
+    const auto classes_of = [&](int (&out)[V]) {
+      if (!kSelects<kPass, Loss>) raw.to_classes(call, out);
+    };
+    if (any)
+      pixel_stats<kPass, kTerms>(call, plan, rule, pixel, slice, pixels, at.target, classes_of,
+                                 labels, stats);
     if (pixel.slices > 1)
       join_slices(rule, stats, pixel.slices, slice, static_cast<PixelStats<V, T>*>(slots));
     at = offsets();
@@ -225,15 +249,20 @@ __device__ __forceinline__ void pixel_rows(const RowSoftmaxCall& call, const Row
     for (int v = 0; v < V; ++v)
       states[v] =
           finish_row(call, loss, RowInput<T>(call, labels[v]), stats.rows[v], stats.logits[v]);
-    if (here && slice == 0) leave_rows(call, loss, labels, states, at, totals);
+    if constexpr (kPass == Pass::kGrad)
+      load_upstream();
+    else if (here && slice == 0)
+      leave_rows(call, loss, labels, states, at, totals);
   }
   if constexpr (kPass != Pass::kLoss) {
     if (!here) return;
     at = offsets();
+    if (!any) return zero_pixels<V>(plan, pixel, slice, static_cast<X*>(call.grad.data) + at.grad);
     RowSlope<T> slopes[V];
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      slopes[v] = {loss, rule, labels[v], states[v], row_scale<kPass, T>(call, plan, upstream[v])};
+      slopes[v] = {loss, rule, labels[v], states[v],
+                   row_scale<kPass>(call, plan, loss, upstream[v], shares.of(loss, v))};
     pixel_gradients<kPass, kTerms>(call, plan, pixel, slice, pixels, at.target, slopes,
                                    static_cast<X*>(call.grad.data) + at.grad);
   }
@@ -250,11 +279,12 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
   const int of_thread = (warp / pixel.slices * kWarp + lane) * V;
   const int of_block = kRowThreads / pixel.slices * V;
   RowTotals<typename Loss::value_type> totals;
+  begin_rows<kPass>(loss);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * of_block; first < plan.rows;
        first += static_cast<int64_t>(gridDim.x) * of_block)
     pixel_rows<kPass, kTerms, V, X>(call, plan, pixel, loss, first + of_thread, slice,
                                     row_pixels_storage, totals);
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
+  end_rows<kPass>(call, loss, totals, true);
 }
 
 }  // namespace fusedloss::cuda

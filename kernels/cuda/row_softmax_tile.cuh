@@ -101,6 +101,18 @@ __device__ __forceinline__ void copy_out(const X* shared, X* to, int count) {
   }
 }
 
+template <class X>
+__device__ __forceinline__ void fill_with_zeros(X* to, int count) {
+  constexpr int V = kVectorBytes / static_cast<int>(sizeof(X));
+  const Span span = Span::of(to, count);
+  alignas(kVectorBytes) const X zeros[V] = {};
+#pragma unroll 1
+  for (int v = threadIdx.x; v < span.vectors; v += kRowThreads)
+    store_whole<V>(zeros, to + span.head + v * V);
+  if (static_cast<int>(threadIdx.x) < count - span.vectors * V)
+    to[span.peeled<V>(threadIdx.x)] = X{};
+}
+
 // One lane's share of a row in shared memory: classes lane, lane + lanes, ... from `start` on,
 // around the row's end.
 struct LaneWalk {
@@ -241,8 +253,8 @@ __device__ __forceinline__ void for_each_tile_row(const LaneWalk& walk, int rows
   for (int base = 0; base < rows; base += groups) visit(base + group, base + group < rows);
 }
 
-// Statistics of all rows of a tile, by groups of lanes.
-template <TermsKind kTerms, class T, class X>
+// Statistics of all rows of a tile, or of those that are not ignored, by groups of lanes.
+template <TermsKind kTerms, bool kIgnoredToo, class T, class X>
 __device__ __forceinline__ void tile_stats(const RowSoftmaxCall& call, const RowPlan& plan,
                                            const LogitRule<T>& rule, const LaneWalk& walk,
                                            int64_t first, int rows, const X* shared,
@@ -251,7 +263,7 @@ __device__ __forceinline__ void tile_stats(const RowSoftmaxCall& call, const Row
     int64_t target_at = 0;
     if (kTerms == TermsKind::kAny && here) target_at = locate_row(call, plan, first + row).target;
     RowStats<T> stats;
-    if (here)
+    if (here && (kIgnoredToo || slots[row].label != kIgnored))
       stats = row_stats<kTerms>(call, plan, rule, walk, shared + row * walk.classes,
                                 slots[row].label, target_at);
     const bool has_terms = kTerms != TermsKind::kNone && call.terms != Terms::kNone;
@@ -288,23 +300,24 @@ __device__ __forceinline__ void tile_gradients(const RowSoftmaxCall& call, const
 template <Pass kPass, class T, class Loss>
 __device__ __forceinline__ void tile_row_end(const RowSoftmaxCall& call, const RowPlan& plan,
                                              const LogitRule<T>& rule, const Loss& loss,
-                                             int64_t index, T logit, TileRow<T>& slot,
+                                             int64_t index, T logit, T share, TileRow<T>& slot,
                                              RowTotals<T>& totals) {
   const RowOffsets at = locate_row(call, plan, index);
   const int label[1] = {slot.label};
   const T logits[1] = {logit};
   T upstream = T(0);
   RowState<T> state[1];
-  if constexpr (kPass == Pass::kGrad) {
+  if constexpr (!kCollects<kPass, Loss>) {
     restore_rows(call, loss, label, logits, at.saved, state);
-    upstream = static_cast<const T*>(call.grad_output.data)[at.upstream];
   } else {
     state[0] = finish_row(call, loss, RowInput<T>(call, label[0]), slot.get_stats(), logit);
-    leave_rows(call, loss, label, state, at, totals);
+    if constexpr (kPass != Pass::kGrad) leave_rows(call, loss, label, state, at, totals);
   }
+  if constexpr (kPass == Pass::kGrad)
+    upstream = static_cast<const T*>(call.grad_output.data)[at.upstream];
   if constexpr (kPass != Pass::kLoss)
-    slot.put(
-        RowSlope<T>(loss, rule, label[0], state[0], row_scale<kPass, T>(call, plan, upstream)));
+    slot.put(RowSlope<T>(loss, rule, label[0], state[0],
+                         row_scale<kPass>(call, plan, loss, upstream, share)));
 }
 
 template <Pass kPass, TermsKind kTerms, class X, class Loss>
@@ -320,6 +333,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
                       group_in_warp / tile.rotation_groups * tile.rotation % tile.classes};
   const auto rule = LogitRule<T>::of(call, loss);
   RowTotals<T> totals;
+  begin_rows<kPass>(loss);
   const int mine = threadIdx.x;  // the row whose ends this thread has
   const int64_t stride = static_cast<int64_t>(gridDim.x) * tile.rows;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * tile.rows; first < plan.rows;
@@ -330,25 +344,38 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
     const X* from_logits = static_cast<const X*>(call.logits.data) + start;
     X* shared = reinterpret_cast<X*>(row_tile_storage + misalignment(from_logits));
     RawLabels<1> raw;
-    if (mine < rows) raw.load(call, locate_row(call, plan, first + mine).target);
-    copy_in<kPass>(from_logits, shared, rows * tile.classes);
+    RowShares<1, kPass, Loss> shares;
+    if (mine < rows) {
+      const RowOffsets at = locate_row(call, plan, first + mine);
+      raw.load(call, at.target);
+      shares.load(call, at.saved);
+    }
     int label[1];
-    raw.to_classes(call, label);
+    if constexpr (kSelects<kPass, Loss>) {
+      raw.to_classes(call, label);
+      if (!__syncthreads_or(mine < rows && shares.select(loss, label))) {
+        fill_with_zeros(static_cast<X*>(call.grad.data) + start, rows * tile.classes);
+        continue;
+      }
+    }
+    copy_in<kPass>(from_logits, shared, rows * tile.classes);
+    if constexpr (!kSelects<kPass, Loss>) raw.to_classes(call, label);
     if (mine < rows) slots[mine].label = label[0];
     __syncthreads();
     T logit = T(0);
     if (mine < rows && label[0] >= 0) {
       X& place = shared[mine * tile.classes + label[0]];
       logit = to<T>(place);
-      if (kPass != Pass::kGrad) place = from<X>(-kInfinity<T>);
+      if (kCollects<kPass, Loss>) place = from<X>(-kInfinity<T>);
     }
-    if constexpr (kPass != Pass::kGrad) {
+    if constexpr (kCollects<kPass, Loss>) {
       __syncthreads();
-      tile_stats<kTerms>(call, plan, rule, walk, first, rows, shared, slots);
+      tile_stats<kTerms, !kMines<Loss>>(call, plan, rule, walk, first, rows, shared, slots);
       __syncthreads();
     }
     if (mine < rows)
-      tile_row_end<kPass>(call, plan, rule, loss, first + mine, logit, slots[mine], totals);
+      tile_row_end<kPass>(call, plan, rule, loss, first + mine, logit, shares.of(loss, 0),
+                          slots[mine], totals);
     __syncthreads();
     if constexpr (kPass != Pass::kLoss) {
       tile_gradients<kTerms>(call, plan, rule, walk, first, rows, shared, slots);
@@ -357,7 +384,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerMultiprocessor<X>)
       if (first + stride < plan.rows) __syncthreads();
     }
   }
-  if (kPass != Pass::kGrad) leave_row_totals(call, totals, true, blockIdx.x);
+  end_rows<kPass>(call, loss, totals, true);
 }
 
 }  // namespace fusedloss::cuda

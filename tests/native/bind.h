@@ -7,3 +7,4 @@ void bind_math(pybind11::module_& m);
 void bind_emulated_cuda(pybind11::module_& m);
 void bind_emulated_rows(pybind11::module_& m);
 void bind_emulated_regions(pybind11::module_& m);
+void bind_emulated_mining(pybind11::module_& m);

@@ -9,4 +9,5 @@ PYBIND11_MODULE(fusedloss_testing, m) {
   bind_emulated_cuda(m);
   bind_emulated_rows(m);
   bind_emulated_regions(m);
+  bind_emulated_mining(m);
 }
