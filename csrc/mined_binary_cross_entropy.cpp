@@ -47,9 +47,9 @@ struct Slices {
     }
   }
 
-  // Memory for the marks, seen in the order of the input.
-  Tensor allocate(const Tensor& input) const {
-    if (first_mined == 0) return empty_as(input, accumulator_of(input));
+  // Memory laid out as the marks, seen in the order of the input.
+  Tensor allocate(const Tensor& input, ScalarType type) const {
+    if (first_mined == 0) return empty_as(input, type);
     std::vector<int64_t> sizes, place(order.size());
     for (size_t i = 0; i < order.size(); ++i) {
       sizes.push_back(input.size(order[i]));
@@ -57,8 +57,7 @@ struct Slices {
     }
     using torch::stable::detail::from;
     const torch::headeronly::IntHeaderOnlyArrayRef dims(place);
-    std::array<StableIValue, 2> stack{from(empty_of(input, sizes, accumulator_of(input))),
-                                      from(dims)};
+    std::array<StableIValue, 2> stack{from(empty_of(input, sizes, type)), from(dims)};
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
@@ -92,13 +91,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mined_binary_cross_entropy_fwd(
   mining.select.rule =
       make_rule(static_cast<int64_t>(Wanted::kRatio), fallback, ratio, false, epsilon);
   mining.select.reduction = call.reduction;
-  MinedOutputs out =
-      allocate_mined(input, context, mining.select, false, [&] { return slices.allocate(input); });
+  MinedOutputs out = allocate_mined(input, context, mining.select, false,
+                                    [&](ScalarType type) { return slices.allocate(input, type); });
   if (input.numel() == 0) {
     select_nothing(out);
     return out.results();
   }
-  mining.marks = view_of(out.marks, call.shape);
+  mining.marks = as_numbers(view_of(out.marks, call.shape));
   launch_mined_binary_cross_entropy_fwd(call, MinedElementOptions{from_logits}, mining,
                                         context.executor());
   return out.results();
@@ -119,7 +118,7 @@ Tensor mined_binary_cross_entropy_bwd(Tensor grad_output, Tensor scale, Tensor m
   call.grad = view_of(grad, call.shape);
   call.scale = scale.data_ptr();
   MinedGradientCall mined{};
-  mined.marks = view_of(marks, call.shape);
+  mined.marks = as_numbers(view_of(marks, call.shape));
   mined.slice = slices.index(input);
   mined.selection = selection.data_ptr();
   const Context context(input);

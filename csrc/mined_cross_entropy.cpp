@@ -39,12 +39,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mined_cross_entropy_fwd(
   mining.select.reduction = call.reduction;
   mining.threshold = threshold;
   MinedOutputs out = allocate_mined(input, context, mining.select, weight.has_value(),
-                                    [&] { return empty_of(input, rows, accumulator_of(input)); });
+                                    [&](ScalarType type) { return empty_of(input, rows, type); });
   if (input.numel() == 0) {
     select_nothing(out);
     return out.results();
   }
-  mining.marks = view_of_rows(out.marks, call.shape);
+  mining.marks = as_numbers(view_of_rows(out.marks, call.shape));
   throw_if_bad(launch_mined_cross_entropy_fwd(call, mining, context.executor()),
                "mined cross entropy", call.num_classes);
   return out.results();
@@ -64,7 +64,7 @@ Tensor mined_cross_entropy_bwd(Tensor grad_output, Tensor scale, Tensor marks, T
   call.scale = scale.data_ptr();
   call.grad = view_of(grad, call.shape);
   MinedGradientCall mined{};
-  mined.marks = view_of_rows(marks, call.shape);
+  mined.marks = as_numbers(view_of_rows(marks, call.shape));
   mined.selection = selection.data_ptr();
   const Context context(input);
   launch_mined_cross_entropy_bwd(call, mined, context.executor());

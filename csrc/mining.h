@@ -29,6 +29,18 @@ inline SelectionRule make_rule(int64_t wanted, int64_t number, double factor, bo
   return {static_cast<Wanted>(wanted), number, factor, whole_ties, epsilon};
 }
 
+// Marks and selections are bits of the accumulator's numbers. As tensors they are integers, of
+// which none is a NaN that differs from itself.
+inline ScalarType bits_of(const Tensor& input) {
+  return accumulator_of(input) == ScalarType::Double ? ScalarType::Long : ScalarType::Int;
+}
+
+// The view of such a tensor as the kernels take it.
+inline TensorView as_numbers(TensorView view) {
+  view.dtype = view.dtype == DType::kInt64 ? DType::kFloat64 : DType::kFloat32;
+  return view;
+}
+
 // What a forward operator returns, and memory that lives until then.
 struct MinedOutputs {
   Tensor loss, scale, marks, selection, values, workspace;
@@ -38,17 +50,17 @@ struct MinedOutputs {
   }
 };
 
-// `like_marks()` makes a tensor of the marks' memory.
+// `like_marks(type)` makes a tensor laid out as the marks.
 template <class Context, class Allocate>
 MinedOutputs allocate_mined(const Tensor& input, const Context& context, SelectCall& select,
                             bool with_values, const Allocate& like_marks) {
   const ScalarType type = accumulator_of(input);
   MinedOutputs out;
-  out.marks = like_marks();
-  out.loss = select.reduction == Reduction::kNone ? like_marks() : empty_of(input, {}, type);
+  out.marks = like_marks(bits_of(input));
+  out.loss = select.reduction == Reduction::kNone ? like_marks(type) : empty_of(input, {}, type);
   out.scale = empty_of(input, {}, type);
-  out.selection = empty_of(input, {select.num_slices, 2}, type);
-  if (with_values) out.values = like_marks();
+  out.selection = empty_of(input, {select.num_slices, 2}, bits_of(input));
+  if (with_values) out.values = like_marks(type);
   select.marks = out.marks.data_ptr();
   select.values = with_values ? out.values.data_ptr() : nullptr;
   select.loss = out.loss.data_ptr();
@@ -64,6 +76,9 @@ MinedOutputs allocate_mined(const Tensor& input, const Context& context, SelectC
   return out;
 }
 
+template <class T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
 // Of an input without elements nothing is selected.
 inline void select_nothing(MinedOutputs& out) {
   if (out.loss.dim() == 0) torch::stable::zero_(out.loss);
@@ -71,7 +86,9 @@ inline void select_nothing(MinedOutputs& out) {
   if (out.selection.numel() == 0) return;
   Tensor cut = torch::stable::select(out.selection, 1, 0);
   Tensor share = torch::stable::select(out.selection, 1, 1);
-  torch::stable::fill_(cut, std::numeric_limits<double>::quiet_NaN());
+  const bool is_double = out.selection.scalar_type() == ScalarType::Long;
+  torch::stable::fill_(cut, is_double ? static_cast<double>(candidate(kNaN<double>))
+                                      : static_cast<double>(candidate(kNaN<float>)));
   torch::stable::zero_(share);
 }
 
@@ -80,8 +97,9 @@ inline void check_mined(const Tensor& input, const Tensor& grad_output, const Te
                         const Tensor& marks, const Tensor& selection, int64_t num_slices) {
   for (const Tensor* other : {&grad_output, &scale, &marks, &selection}) {
     check_same_device(input, *other);
-    STD_TORCH_CHECK(other->scalar_type() == accumulator_of(input),
-                    "fusedloss: a tensor from forward has not the dtype of the loss");
+    const bool is_bits = other == &marks || other == &selection;
+    STD_TORCH_CHECK(other->scalar_type() == (is_bits ? bits_of(input) : accumulator_of(input)),
+                    "fusedloss: a tensor from forward has not the dtype that belongs to the loss");
   }
   STD_TORCH_CHECK(scale.numel() == 1, "fusedloss: scale must hold one number");
   STD_TORCH_CHECK(selection.dim() == 2 && selection.size(0) == num_slices &&

@@ -38,6 +38,7 @@ SMOOTH = [
     and case.emulated
     and not (case.loss is CROSS_ENTROPY and case.ignored > 1)  # a mean over nothing is NaN
     and case.options.get("gradient") != "straight_through"
+    and not (case.loss.mined and case.logits == "zero")  # a step parts those that were tied
 ]
 
 
@@ -205,6 +206,9 @@ TRACED = {
     *("softmax-focal-none-3d", "softmax-focal-alpha-smoothing"),
     *("margin-arcface", "margin-no-batch", "margin-channels-last", "margin-none-3d"),
     *("margin-per-class-all", "margin-filter-combined", "margin-sphereface-through"),
+    *("ohem-kept-mean", "ohem-weight-kept-none", "ohem-no-batch", "topk-channels-last-none"),
+    *("balanced-mask-none", "balanced-channels-last-none", "negatives-images-mean"),
+    *("negatives-front-none", "balanced-probabilities-sum"),
 }
 
 

@@ -45,6 +45,11 @@ def slice_order(ndim: int, mined_dims: int) -> tuple[list[int], list[int]]:
     return [d for d in range(ndim) if d not in mined], mined
 
 
+def bits_dtype(input: Tensor) -> torch.dtype:
+    """The integers that hold the bits of the arithmetic's numbers: the dtype of marks and selections."""
+    return torch.int64 if input.dtype == torch.float64 else torch.int32
+
+
 def shares(marks: Tensor, selection: Tensor, mined_dims: int | None = None) -> Tensor:
     """Which part of each row's or element's loss counts: 1, 0, or the share of the tied ones.
 
@@ -54,12 +59,11 @@ def shares(marks: Tensor, selection: Tensor, mined_dims: int | None = None) -> T
     if mined_dims is not None:
         for d in slice_order(marks.dim(), mined_dims)[0]:
             sizes[d] = marks.size(d)
-    integer = torch.int64 if marks.dtype == torch.float64 else torch.int32
+    # The order of integers is that of losses, and NaN the largest.
     cut, share = selection.unbind(1)
-    # The order of integers is that of losses; a NaN has the bits of the canonical one.
-    bound = torch.where(cut == cut, cut, torch.nan).view(integer).reshape(sizes)
-    mark = marks.view(integer)
-    tied = torch.where(mark == bound, share.reshape(sizes), 0.0)
-    of_candidates = torch.where(mark > bound, 1.0, tied)
-    of_others = (mark != -1).to(marks.dtype)  # -1: left out
-    return torch.where(mark < 0, of_others, of_candidates)
+    bound = cut.reshape(sizes)
+    dtype = torch.float64 if selection.dtype == torch.int64 else torch.float32
+    tied = torch.where(marks == bound, share.contiguous().view(dtype).reshape(sizes), 0.0)
+    of_candidates = torch.where(marks > bound, 1.0, tied)
+    of_others = (marks != -1).to(dtype)  # -1: left out
+    return torch.where(marks < 0, of_others, of_candidates)

@@ -12,6 +12,7 @@ from ._autograd import positional, reference_gradient
 from ._mining import (
     MinedBinaryCrossEntropyArguments,
     MinedCrossEntropyArguments,
+    bits_dtype,
     shares,
     slice_order,
 )
@@ -116,14 +117,13 @@ def _fake_rows_fwd(
     return (
         input.new_empty(rows if args.reduction == REDUCTIONS["none"] else [], dtype=dtype),
         input.new_empty([], dtype=dtype),
-        input.new_empty(rows, dtype=dtype),
-        input.new_empty([1, 2], dtype=dtype),
+        input.new_empty(rows, dtype=bits_dtype(input)),
+        input.new_empty([1, 2], dtype=bits_dtype(input)),
     )
 
 
-def _empty_marks(input: Tensor, mined_dims: int) -> Tensor:
+def _like_marks(input: Tensor, mined_dims: int, dtype: torch.dtype) -> Tensor:
     """Slices lie one after the other; a single one lies as the input does."""
-    dtype = accumulator_dtype(input.dtype)
     others, mined = slice_order(input.dim(), mined_dims)
     if not others:
         return torch.empty_like(input, dtype=dtype)
@@ -142,10 +142,10 @@ def _fake_elements_fwd(
         slices *= input.size(d)
     none = args.reduction == REDUCTIONS["none"]
     return (
-        _empty_marks(input, args.mined_dims) if none else input.new_empty([], dtype=dtype),
+        _like_marks(input, args.mined_dims, dtype) if none else input.new_empty([], dtype=dtype),
         input.new_empty([], dtype=dtype),
-        _empty_marks(input, args.mined_dims),
-        input.new_empty([slices, 2], dtype=dtype),
+        _like_marks(input, args.mined_dims, bits_dtype(input)),
+        input.new_empty([slices, 2], dtype=bits_dtype(input)),
     )
 
 

@@ -4,7 +4,15 @@ rows. A new loss adds rows here, not test files; table.py says what a row holds.
 
 from __future__ import annotations
 
-from . import cross_entropy, element_regions, margin_softmax, regions, sigmoid_focal, softmax_focal
+from . import (
+    cross_entropy,
+    element_regions,
+    margin_softmax,
+    mining,
+    regions,
+    sigmoid_focal,
+    softmax_focal,
+)
 from .cross_entropy import CROSS_ENTROPY
 from .margin_softmax import ARCFACE, MARGIN_SOFTMAX
 from .region_losses import REGION_LOSSES
@@ -37,6 +45,7 @@ CASES = [
     *margin_softmax.CASES,
     *regions.CASES,
     *element_regions.CASES,
+    *mining.CASES,
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "names of cases must differ"

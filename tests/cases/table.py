@@ -33,6 +33,7 @@ class Loss:
     cosines: bool = False  # of cosines in the place of logits
     schedules: tuple[str, ...] = ("recompute", "forward")  # when gradients can be computed
     regions: bool = False  # its losses are of regions, not of rows or elements
+    mined: bool = False  # of all losses only some count
 
     def class_dim(self, dims: int) -> int:
         """Where an input of `dims` dimensions has its classes."""
@@ -48,7 +49,7 @@ class Case:
     name: str
     loss: Loss
     shape: tuple[int, ...]
-    target: str = "index"  # index | binary | soft | probabilities
+    target: str = "index"  # index | binary | soft | probabilities | zeros | ones
     target_dtype: torch.dtype = torch.int64
     layout: str = "contiguous"
     target_layout: str = "contiguous"
@@ -96,6 +97,8 @@ class Case:
         elif self.target == "probabilities":  # each row sums to 1
             x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
             target = torch.softmax(2 * x, self.loss.class_dim(len(self.shape)))
+        elif self.target in ("zeros", "ones"):
+            target = torch.full(self.shape, self.target == "ones")
         else:
             target = torch.rand(self.shape, generator=generator, dtype=torch.float64)
         target = target.to(self.target_dtype)

@@ -295,7 +295,7 @@ def _mined_rows(
     try:
         loss = MinedCrossEntropy.apply(*call)[0]
     except IndexError as error:  # which knows the family's name only
-        raise IndexError(str(error).replace("mined_cross_entropy", name, 1)) from None
+        raise IndexError(str(error).replace("mined cross entropy", name, 1)) from None
     return loss
 
 
