@@ -1,38 +1,34 @@
 // Mined rows on the CPU, over the row-softmax engine's tasks, blocks and walks (row_softmax.h).
 //
-// Forward leaves a mark of every row instead of a loss. Backward reads the marks first: rows that
-// are not selected count as ignored ones. A block without selected rows becomes zeros and its
-// logits are not read; in others the statistics of the rows are computed again.
+// Forward leaves a mark of every row instead of a loss. Backward reads the marks first. Of a block
+// without selected rows it reads no logits. Along rows, few selected ones are gathered from their
+// block; where many are, all are computed and the rest becomes zeros. Exponentials are relative to
+// the log-sum-exp that the mark gives back, which saves the search for the maximum.
 #pragma once
 
 #include <vector>
 
-#include "../loss/mined_cross_entropy.h"
+#include "mined_loops.h"
 #include "row_softmax.h"
 #include "select.h"
 
 namespace fusedloss::cpu {
 
+// Below this part of a block its selected rows are gathered.
+constexpr double kFewSelected = 0.55;
+// Below this one the next block's logits are not asked for: most of their lines are not needed.
+constexpr double kRareSelected = 0.06;
+
 template <class X, class T>
 struct MinedTools {
+  static constexpr int64_t kRows = RowArrays<T>::kRows;
+
   explicit MinedTools(const RowPlan& plan) : walk(plan) {}
   BlockWalk<X, T> walk;
   RowArrays<T> rows{};
-  alignas(64) T marks[RowArrays<T>::kRows] = {};
-  alignas(64) T values[RowArrays<T>::kRows] = {};
+  alignas(64) T marks[kRows] = {}, values[kRows] = {};
+  int32_t places[kRows];
 };
-
-// Marks of a block's rows, and what is summed of them, from their losses.
-template <class T>
-FUSEDLOSS_CPU_LEVELS void mark_rows(T threshold, int64_t count, const RowArrays<T>& rows,
-                                    T* __restrict marks, T* __restrict values) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const Mark<T> mark = mark_row(rows.main[i], threshold);
-    marks[i] = bit_cast<T>(rows.label[i] < 0 ? kLeftOut<T> : mark);
-    values[i] = rows.weight[i] * rows.main[i];
-  }
-}
 
 template <class X, class T>
 MarkTotals mark_task(const RowPlan& plan, const MiningCall& mining, int64_t begin, int64_t end,
@@ -76,57 +72,6 @@ LabelReport mined_rows_forward(const RowSoftmaxCall& call, MiningCall mining,
   return {};
 }
 
-// What the gradients of a block's rows are multiplied by. Rows that are not selected lose their
-// label. Returns how many are left.
-template <class T>
-FUSEDLOSS_CPU_LEVELS int64_t share_rows(const Selection<T> selection, T scale, int64_t count,
-                                        const T* __restrict marks, T* __restrict upstream,
-                                        Label<T>* __restrict label) {
-  Label<T> selected = 0;
-#pragma omp simd reduction(+ : selected)
-  for (int64_t i = 0; i < count; ++i) {
-    const T share = share_of(selection, bit_cast<Mark<T>>(marks[i]));
-    const bool counts = share > T(0) && label[i] >= 0;
-    label[i] = counts ? label[i] : Label<T>(kNoClass);
-    upstream[i] = counts ? share * scale * upstream[i] : T(0);
-    selected += counts;
-  }
-  return selected;
-}
-
-// The coefficients of rows that finish_rows left for an incoming gradient of 1, for the true one.
-// Returns whether a row that is left out has exponentials that 0 does not make 0.
-template <class T>
-FUSEDLOSS_CPU_LEVELS bool scale_rows(int64_t count, RowArrays<T>& rows) {
-  Label<T> unclear = 0;
-#pragma omp simd reduction(+ : unclear)
-  for (int64_t i = 0; i < count; ++i) {
-    rows.softmax[i] = rows.label[i] < 0 ? T(0) : rows.softmax[i] * rows.upstream[i];
-    rows.target[i] *= rows.upstream[i];
-    unclear += rows.label[i] < 0 && !(rows.rest[i] - rows.rest[i] == T(0));
-  }
-  return unclear > 0;
-}
-
-// Writes the gradient of a block from coefficients and exponentials.
-template <class X, class T>
-void write_mined(const RowPlan& plan, int64_t begin, int64_t count, bool clear,
-                 MinedTools<X, T>& tools) {
-  using Loops = GradientLoops<X, Terms::kNone>;
-  const int64_t classes = plan.call.num_classes;
-  const RowArrays<T>& rows = tools.rows;
-  if (plan.along_rows)
-    return tools.walk.write_along_rows(
-        begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
-          Loops::pixels(exps, tools.walk.step(), classes, count, rows.label, nullptr, 0,
-                        rows.softmax, rows.slope, rows.target, out, out_step);
-        });
-  tools.walk.write_along_classes(begin, count, rows, [&](int64_t i, const T* exps, X* out) {
-    Loops::row(exps, classes, nullptr, rows.softmax[i], T(0), out);
-    out[rows.label[i]] = from<X>(rows.target[i]);
-  });
-}
-
 // A block of which nothing is selected.
 template <class X, class T>
 void write_zeros(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, T>& tools) {
@@ -140,26 +85,89 @@ void write_zeros(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X
                               });
 }
 
+// The gradient of the selected rows alone, where the block's logits lie as they are read. Returns
+// false where they do not, or where the marks do not tell what exponentials can be relative to.
+template <class X, class T>
+bool write_few(const RowPlan& plan, int64_t begin, int64_t count, bool rare,
+               MinedTools<X, T>& tools) {
+  const int64_t classes = plan.call.num_classes, step = tools.walk.step();
+  RowArrays<T>& rows = tools.rows;
+  T* block = tools.walk.exps();
+  int64_t kept = 0;
+  tools.walk.with_direct(begin, count, [&](NextBlock next, const X* x, int64_t x_step) {
+    kept = gather_rows(count, tools.marks, rows, tools.places);
+    if (rare) next = NextBlock{};
+    gather_logits(next, x, x_step, classes, kept, tools.places, rows, block, step);
+  });
+  if (kept == 0) return false;
+  const int64_t whole = whole_vectors(kept);
+  if (!references(kept, tools.marks, rows.label, rows.logit, rows.max))
+    LogitLoops<T>::pixels_max(block, step, classes, kept, block, step, rows.max);
+  mined_exps(NextBlock{}, ScaledExp<T>(1), block, step, classes, kept, rows.label, rows.max, block,
+             step, rows.others);
+  mined_coefficients(whole, rows);
+  tools.walk.write_along_rows(
+      begin, count, false, rows, [&](const T* exps, X* out, int64_t out_step) {
+        scatter_gradient(exps, step, classes, count, kept, tools.places, rows.label, rows.softmax,
+                         rows.target, out, out_step);
+      });
+  return true;
+}
+
+// The gradient of a block along the rows, all of which are computed.
+template <class X, class T>
+void write_pixels(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, T>& tools) {
+  const int64_t classes = plan.call.num_classes, step = tools.walk.step();
+  RowArrays<T>& rows = tools.rows;
+  tools.walk.gather_logits(begin, count, rows);
+  if (references(count, tools.marks, rows.label, rows.logit, rows.max))
+    tools.walk.with_block(begin, count, [&](const NextBlock& next, const auto* x, int64_t x_step) {
+      mined_exps(next, ScaledExp<T>(1), x, x_step, classes, count, rows.label, rows.max,
+                 tools.walk.exps(), step, rows.others);
+    });
+  else
+    tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
+  const bool clear = mined_coefficients(count, rows);
+  tools.walk.write_along_rows(
+      begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
+        GradientLoops<X, Terms::kNone>::pixels(exps, step, classes, count, rows.label, nullptr, 0,
+                                               rows.softmax, rows.slope, rows.target, out,
+                                               out_step);
+      });
+}
+
+// The same along the classes, where rows that are not selected are passed over.
+template <class X, class T>
+void write_rows_of_classes(const RowPlan& plan, int64_t begin, int64_t count,
+                           MinedTools<X, T>& tools) {
+  RowArrays<T>& rows = tools.rows;
+  tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
+  mined_coefficients(count, rows);
+  tools.walk.write_along_classes(begin, count, rows, [&](int64_t i, const T* exps, X* out) {
+    GradientLoops<X, Terms::kNone>::row(exps, plan.call.num_classes, nullptr, rows.softmax[i], T(0),
+                                        out);
+    out[rows.label[i]] = from<X>(rows.target[i]);
+  });
+}
+
 template <class X, class T>
 void mined_gradient_task(const RowPlan& plan, const MinedGradientCall& mined, int64_t begin,
                          int64_t end, MinedTools<X, T>& tools) {
   RowArrays<T>& rows = tools.rows;
-  const RowConstants<T> constants = row_constants<T>(plan.call);
   const Selection<T> selection = *static_cast<const Selection<T>*>(mined.selection);
   const T scale = *static_cast<const T*>(plan.call.scale);
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
-    const int64_t whole = whole_vectors(count);
     LabelReport report;
     read_labels(plan, at, count, rows, report);
     read_rows(plan, mined.marks, at, count, tools.marks);
     read_rows(plan, plan.call.grad_output, at, count, rows.upstream);
     const int64_t selected =
         share_rows(selection, scale, count, tools.marks, rows.upstream, rows.label);
+    const double part = static_cast<double>(selected) / static_cast<double>(count);
     if (selected == 0) return write_zeros(plan, at, count, tools);
-    tools.walk.template sums<Terms::kNone, false>(at, count, nullptr, true, rows);
-    finish_rows<true, true>(MinedCrossEntropy<T>{}, constants, whole, rows);
-    const bool clear = scale_rows(count, rows);
-    write_mined(plan, at, count, clear, tools);
+    if (!plan.along_rows) return write_rows_of_classes(plan, at, count, tools);
+    if (part < kFewSelected && write_few(plan, at, count, part < kRareSelected, tools)) return;
+    write_pixels(plan, at, count, tools);
   });
 }
 
@@ -167,7 +175,8 @@ template <class X>
 void mined_rows_backward(const RowSoftmaxCall& call, MinedGradientCall mined,
                          const Threads& threads) {
   using T = Accumulator<X>;
-  const RowPlan plan = plan_rows(call, 1.0, &mined.marks);
+  RowPlan plan = plan_rows(call, 1.0, &mined.marks);
+  plan.skips_ignored = true;
   using Tools = MinedTools<X, T>;
   for_each_row_task<Tools>(plan, threads, [&](int64_t, int64_t begin, int64_t end, Tools& tools) {
     mined_gradient_task(plan, mined, begin, end, tools);

@@ -23,7 +23,8 @@ struct RowPlan {
   int64_t num_rows, block_rows, task_rows;
   double logit_scale;
   bool along_rows;
-  bool streams;  // rows of the gradient go past the cache
+  bool streams;        // rows of the gradient go past the cache
+  bool skips_ignored;  // along classes, the logits of rows without a class are not read
 };
 
 constexpr int64_t kBlockNumbers = 12 * 1024;  // exponentials of a block: 48 KiB of floats

@@ -88,6 +88,13 @@ class BlockWalk {
     make(NextBlock{}, static_cast<const T*>(out), step_);
   }
 
+  // The same where they lie in memory as they are read; else nothing is called.
+  template <class Make>
+  void with_direct(int64_t begin, int64_t count, const Make& make) {
+    const X* direct = in_place(plan_.logits, begin, count);
+    if (direct != nullptr) make(next_block(begin + count), direct, plan_.logits.class_stride);
+  }
+
   // The label's logit of every row, for backward.
   void gather_logits(int64_t begin, int64_t count, RowArrays<T>& rows) const {
     const X* data = static_cast<const X*>(plan_.logits.rows.data);
@@ -247,6 +254,7 @@ class BlockWalk {
     for (int64_t i = 0; i < count; ++i) {
       T* out = exps_.get() + i * classes_;
       const int64_t label = rows.label[i];
+      if (plan_.skips_ignored && label < 0) continue;
       const T* x = kChangesTarget && plan_.call.has_ceiling ? kept_row(begin + i, label, out)
                                                             : row(begin + i, out);
       T max = NumberLoops<T>::row_max(x, classes_);

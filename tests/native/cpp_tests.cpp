@@ -131,6 +131,7 @@ int main() {
   test_simplify();
   test_row_softmax();
   test_regions();
+  test_mining();
   if (failures == 0) std::printf("all C++ tests passed\n");
   return failures == 0 ? 0 : 1;
 }

@@ -29,3 +29,4 @@ inline fusedloss::cpu::Threads reversed_tasks() {
 
 void test_row_softmax();
 void test_regions();
+void test_mining();
