@@ -4,6 +4,7 @@
 #   make test     build everything and run all tests
 #   make bench    time fusedloss against eager, torch.compile and known packages
 #   make lint     formatting and types
+#   make docs     the documentation site, into build/docs
 #
 # Each creates .venv, installs what is missing and builds; a second run only does what changed.
 # Variables: PYTHON, TORCH (the torch to install), VENV, PYTEST_ARGS, BENCH_ARGS, DEMO_ARGS; and
@@ -24,7 +25,7 @@ INSTALLED := $(VENV)/.installed-$(TORCH)
 space := $(subst ,, )
 BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)-$(subst $(space),_,$(subst ;,_,$(TORCH_CUDA_ARCH_LIST)))
 
-.PHONY: all build cmake test sanitize demo bench lint format clean
+.PHONY: all build cmake test sanitize demo bench docs lint format clean
 .DELETE_ON_ERROR:
 
 all: build
@@ -78,6 +79,12 @@ bench: build cmake
 	-$(PIP) "$(TORCH)" monai
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
+
+# Warnings are errors: a broken link, an option that a docstring names wrongly.
+docs: build
+	@$(PIP) "sphinx>=8" furo "myst-parser>=4" sphinx-mathjax-offline sphinx-copybutton "matplotlib>=3.7"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
 CXX_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null)

@@ -206,6 +206,33 @@ FUSEDLOSS_HD float log_above_two(float x) {
 #endif
 }
 
+// log(1 + x) for x >= 0, given the rounded 1 + x and its reciprocal: the logarithm of the rounded
+// sum, and to first order what the rounding lost.
+FUSEDLOSS_HD float log_of_total(float x, float total, [[maybe_unused]] float inverse) {
+#if defined(__CUDA_ARCH__)
+  return x <= 1.0f ? log1p_unit(x) : log_above_two(total);
+#else
+  constexpr float kLn2Hi = 0.693145752f, kLn2Lo = 1.42860677e-6f;
+  const uint32_t bits = bit_cast<uint32_t>(total) - 0x3f3504f3u;  // as in log
+  const float f = bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  const float n = static_cast<float>(static_cast<int32_t>(bits) >> 23);
+  float p = -0.076343848131f;
+  p = p * f + 0.127654251832f;
+  p = p * f - 0.131620039763f;
+  p = p * f + 0.142013690417f;
+  p = p * f - 0.16623144529f;
+  p = p * f + 0.200012358607f;
+  p = p * f - 0.250008267662f;
+  p = p * f + 0.333333316822f;
+  const float f2 = f * f;
+  const float lost = (x - (total - 1.0f)) * inverse;
+  const float tail = (p * f) * f2 + (n * kLn2Lo + lost);
+  const float value = n * kLn2Hi + (f + (tail - 0.5f * f2));
+  return total < std::numeric_limits<float>::infinity() ? value : total;
+#endif
+}
+FUSEDLOSS_HD double log_of_total(double x, double, double) { return ::log1p(x); }
+
 // q^gamma for normal q in (0, 1].
 FUSEDLOSS_HD float positive_power(float q, float gamma) {
 #if defined(__CUDA_ARCH__)

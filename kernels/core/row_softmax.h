@@ -100,24 +100,26 @@ struct RowSums {
   T terms;  // 0 for Terms::kNone
 };
 
-// The saved numbers of a row, and what else is known of it, as a whole state.
+// The saved numbers of a row, and what else is known of it, as a whole state. `own` is the
+// exponential of the target's logit, e^(s (target.logit - max)).
 template <class T, class Loss>
-FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
-                                       TargetLogit<T> target, T smooth, T sum_u, T unit, T weight) {
+FUSEDLOSS_HD RowState<T> state_of(const Loss& loss, T max, T rest, T logit, TargetLogit<T> target,
+                                  T own, T smooth, T sum_u, T unit, T weight) {
   RowState<T> state;
   const T scale = loss.logit_scale();
   const T total = T(1) + rest;
-  const T log_total = rest <= T(1) ? log1p_unit(rest) : log_above_two(total);
+  const T inverse = reciprocal(total);
+  const T log_total = log_of_total(rest, total, inverse);
   state.max = max;
   state.rest = rest;
-  state.inverse = reciprocal(total);
+  state.inverse = inverse;
   state.log_total = log_total;
   state.lse = scale * max + log_total;
   state.logit = logit;
   state.changed = target.logit;
   state.target_slope = target.slope;
   state.nll = scale * (max - target.logit) + log_total;
-  state.p = exp_nonpositive(scale * (target.logit - max)) * state.inverse;
+  state.p = own * state.inverse;
   state.q = target.logit >= max ? rest * state.inverse : T(1) - state.p;
   state.smooth = smooth;
   state.sum_u = sum_u;
@@ -126,8 +128,15 @@ FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
   return state;
 }
 
-// Joins a row's sums with its target logit.
 template <class T, class Loss>
+FUSEDLOSS_HD RowState<T> restore_state(const Loss& loss, T max, T rest, T logit,
+                                       TargetLogit<T> target, T smooth, T sum_u, T unit, T weight) {
+  const T own = exp_nonpositive(loss.logit_scale() * (target.logit - max));
+  return state_of(loss, max, rest, logit, target, own, smooth, sum_u, unit, weight);
+}
+
+// Joins a row's sums with its target logit. With kMaxOfAll, `sums.max` is no less than that.
+template <bool kMaxOfAll = false, class T, class Loss>
 FUSEDLOSS_HD RowState<T> make_state(const Loss& loss, RowSums<T> sums, T logit, int64_t label,
                                     T sum_u, T unit, T weight) {
   const TargetLogit<T> target = loss.changed_target(logit, label);
@@ -135,11 +144,11 @@ FUSEDLOSS_HD RowState<T> make_state(const Loss& loss, RowSums<T> sums, T logit, 
   // Also where the target is NaN, which thus spreads.
   const bool dominates = !(sums.max > target.logit);
   const T max = dominates ? target.logit : sums.max;
-  const T shift = sums.others > T(0) ? scale * (sums.max - max) : T(0);
-  const T others = sums.others * exp_nonpositive(shift);
+  const T shift = kMaxOfAll || !(sums.others > T(0)) ? T(0) : scale * (sums.max - max);
+  const T others = kMaxOfAll ? sums.others : sums.others * exp_nonpositive(shift);
   const T own = exp_nonpositive(scale * (target.logit - max));
   const T rest = dominates ? others + (own - T(1)) : (others - T(1)) + own;
-  RowState<T> state = restore_state(loss, max, rest, logit, target, T(0), sum_u, unit, weight);
+  RowState<T> state = state_of(loss, max, rest, logit, target, own, T(0), sum_u, unit, weight);
   state.smooth = (sum_u - unit) * (state.log_total - shift) - scale * sums.terms;
   return state;
 }

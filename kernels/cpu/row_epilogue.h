@@ -35,14 +35,16 @@ struct RowConstants {
 template <bool kHasTarget, bool kWithGrad, class Loss, class T>
 FUSEDLOSS_CPU_LEVELS void finish_rows(const Loss loss, const RowConstants<T> constants,
                                       int64_t count, RowArrays<T>& rows) {
+  // The walks' maximum is that of all classes, unless the loss moves the target's logit.
+  constexpr bool kMaxOfAll = !Loss::kChangesTarget;
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const RowSums<T> sums{rows.max[i], rows.others[i], rows.terms[i]};
     RowState<T> s;
     if constexpr (kHasTarget) {
       const T unit = constants.unit + constants.unit_weight * rows.weight[i];
-      s = make_state(loss, sums, rows.logit[i], rows.label[i], constants.sum_u, unit,
-                     rows.weight[i]);
+      s = make_state<kMaxOfAll>(loss, sums, rows.logit[i], rows.label[i], constants.sum_u, unit,
+                                rows.weight[i]);
     } else {
       s = make_state_without_target(loss, sums, rows.sum_u[i]);
     }
@@ -51,13 +53,14 @@ FUSEDLOSS_CPU_LEVELS void finish_rows(const Loss loss, const RowConstants<T> con
     rows.main[i] = valid ? value.main : T(0);
     rows.by_row[i] = valid ? value.by_row : T(0);
     rows.rest[i] = s.rest;
-    rows.smooth[i] = s.smooth;
+    if constexpr (Loss::kGradientNeedsSmooth) rows.smooth[i] = s.smooth;
     if constexpr (Loss::kChangesTarget) rows.changed[i] = s.changed;
     if constexpr (kWithGrad) {
       const RowGradient<T> g = loss.gradient(s, constants.scale);
       // The exponentials at hand are relative to sums.max.
-      const T shift = sums.others > T(0) ? loss.logit_scale() * (sums.max - s.max) : T(0);
-      const T softmax = g.softmax * s.inverse * exp_nonpositive(shift);
+      const bool shifts = !kMaxOfAll && sums.others > T(0);
+      const T shift = shifts ? loss.logit_scale() * (sums.max - s.max) : T(0);
+      const T softmax = g.softmax * s.inverse * (kMaxOfAll ? T(1) : exp_nonpositive(shift));
       rows.softmax[i] = valid ? softmax : T(0);
       rows.slope[i] = valid ? g.terms : T(0);
       rows.target[i] = g.target;

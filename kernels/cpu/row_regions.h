@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../loss/joined.h"
+#include "region_few.h"
 #include "region_loops.h"
 #include "region_sums.h"
 #include "row_softmax.h"
@@ -16,12 +17,16 @@ namespace fusedloss::cpu {
 
 struct RegionPlan : RowPlan {
   RegionCall regions;  // its index by rows
+  bool few_classes;    // region_few.h serves
 };
 
 inline RegionPlan plan_regions(const RowSoftmaxCall& call, RegionCall regions) {
   RegionPlan plan{};
   static_cast<RowPlan&>(plan) = plan_rows(call, 1.0, &regions.index);
   plan.regions = regions;
+  const int64_t classes = plan.call.num_classes;
+  plan.few_classes = plan.along_rows && !regions.squared && classes >= kFewestClasses &&
+                     classes <= kFewClassesInRegisters;
   return plan;
 }
 
@@ -153,6 +158,54 @@ inline void prefetch_rows(const RegionPlan& plan, const TensorView& view, int64_
   prefetch(data + offset_of_row(plan.rows, view, begin) * size, count * size);
 }
 
+// Statistics and sums of a block of few classes.
+template <class X, class Loss, class T>
+void few_forward(const RegionPlan& plan, const Loss& loss, int64_t begin, int64_t count,
+                 RegionTools<X, T>& tools, RegionRecords& records) {
+  RowArrays<T>& rows = tools.rows;
+  find_groups(plan, begin, count, tools.groups);
+  with_few_classes(plan.call.num_classes, [&](auto classes) {
+    with_few_logits<T>(tools.walk, begin, count, classes, [&](const T* x, int64_t step) {
+      for (const GroupRun& run : tools.groups) {
+        const int64_t at = run.begin;
+        few_sums<classes.value>(loss, x + at, step, run.count, rows.label + at, rows.weight + at,
+                                rows.max + at, rows.rest + at, rows.main + at,
+                                records.at(run.first_region));
+      }
+    });
+  });
+}
+
+// The gradient of such a block.
+template <class X, class Loss, class T>
+void few_backward(const RegionPlan& plan, const Loss& loss, const RowScale<T> scale, int64_t begin,
+                  int64_t count, RegionTools<X, T>& tools) {
+  const RowArrays<T>& rows = tools.rows;
+  with_few_classes(plan.call.num_classes, [&](auto classes) {
+    const auto write = [&](const T* x, int64_t step, T* out, int64_t out_step) {
+      for (const GroupRun& run : tools.groups) {
+        const int64_t at = run.begin;
+        few_gradient<classes.value>(loss, scale, tools.load(run), x + at, step, run.count,
+                                    rows.label + at, rows.weight + at, rows.max + at,
+                                    rows.rest + at, out + at, out_step);
+      }
+    };
+    with_few_logits<T>(tools.walk, begin, count, classes, [&](const T* x, int64_t step) {
+      tools.walk.write_along_rows(
+          begin, count, false, rows, [&](const T*, X* out, int64_t out_step) {
+            if constexpr (std::is_same_v<X, T>) {
+              write(x, step, out, out_step);
+            } else {
+              T* block = tools.walk.exps();
+              write(x, step, block, step);
+              for (int64_t c = 0; c < classes; ++c)
+                convert_out(block + c * step, count, out + c * out_step, int64_t{1});
+            }
+          });
+    });
+  });
+}
+
 template <Terms kTerms, class X, class Loss, class T>
 RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
                               const RowConstants<T>& constants, int64_t begin, int64_t end,
@@ -164,6 +217,13 @@ RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
     const RowCounts counts = read_labels(plan, at, count, rows, totals.report);
     totals.counts += counts;
     if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
+    if constexpr (kTerms == Terms::kNone && kCanBeFew<T, Loss>) {
+      if (plan.few_classes) {
+        few_forward(plan, loss, at, count, tools, records);
+        totals.main += static_cast<double>(sum_block(rows.main, count));
+        return save_rows<kTerms, Loss>(plan, constants, at, count, rows);
+      }
+    }
     const T* units = tools.walk.units(at, count);
     tools.walk.template sums<kTerms, false>(at, count, units, true, rows);
     finish_rows<kHasTarget, false>(loss, constants, whole_vectors(count), rows);
@@ -302,6 +362,12 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
     prefetch_rows(plan, saved_view(plan.call, 0), at + count);
     prefetch_rows(plan, saved_view(plan.call, 1), at + count);
+    if constexpr (kTerms == Terms::kNone && kCanBeFew<T, Loss>) {
+      if (plan.few_classes) {
+        find_groups(plan, at, count, tools.groups);
+        return few_backward(plan, loss, constants.scale, at, count, tools);
+      }
+    }
     const T* units = tools.walk.units(at, count);
     const T* targets = tools.read_targets(plan, at, count, units);
     if (kHasTarget && kTerms != Terms::kWeights) units = tools.ones.data();

@@ -269,7 +269,7 @@ def modified_softmax_loss(
 ) -> Tensor:
     """SphereFace's "modified softmax": class weights normalised, features not, no bias, no margin.
 
-    ``input`` holds |feature| cos(theta), the products of features with normalised class weights, of
+    ``input`` holds ``|feature| cos(theta)``, the products of features with normalised class weights, of
     any size. :func:`margin_softmax_loss` with scale 1 and without margins, which explains the other
     arguments, what is returned and what is refused.
 
