@@ -18,6 +18,7 @@ from . import baselines_cross_entropy as cross_entropy
 from . import baselines_dice as dice
 from . import baselines_linear as linear
 from . import baselines_margin_softmax as margin_softmax
+from . import baselines_mining as mining
 from . import baselines_sigmoid_focal as sigmoid_focal
 from . import baselines_softmax_focal as softmax_focal
 from . import inputs
@@ -172,6 +173,48 @@ def _dice(
     )
 
 
+def _mined(
+    name: str,
+    shape: tuple[int, ...],
+    hard: mining.Hard,
+    *,
+    dtype: torch.dtype = FP32,
+    series: Series = "large",
+    gpu_shape: tuple[int, ...] | None = None,
+    quick: bool = False,
+) -> Case:
+    rule = f"p < {mining.THRESHOLD:g}, at least {hard.min_kept:,} pixels"
+    return Case(
+        name,
+        f"hardest {hard.share:.0%} of the pixels" if hard.share else f"OHEM, {rule}",
+        shape,
+        dtype,
+        setup=inputs.mined,
+        contenders=hard.contenders,
+        reference=hard.reference,
+        series=series,
+        class_dim=1,
+        gpu_shape=gpu_shape,
+        quick=quick,
+        fullgraph=False,
+    )
+
+
+def _text(name: str, shape: tuple[int, ...], *, series: Series = "large") -> Case:
+    return Case(
+        name,
+        f"balanced binary cross entropy, {mining.RATIO:g} negatives a positive",
+        shape,
+        FP32,
+        setup=inputs.text,
+        contenders=mining.balanced_contenders,
+        reference=mining.balanced_reference,
+        series=series,
+        class_dim=1,
+        fullgraph=False,
+    )
+
+
 RETINANET = (2, 76_725, 80)
 RETINANET_GPU = (16, 201_600, 80)
 IMAGENET, IMAGENET_21K = (8_192, 1_000), (1_024, 21_841)
@@ -181,6 +224,7 @@ NNUNET = (2, 4, 128, 128, 128)
 STREET_DICE = dice.Form(batch=True, smooth=1.0, ignores=True)
 STREET_DICE_CE = dice.Form(batch=True, smooth=1.0, ignores=True, joined=True)
 VOLUME_DICE_CE = dice.Form(batch=False, smooth=1e-5, ignores=False, joined=True)
+TEXT = (8, 1, 640, 640)
 FACES, FACES_ODD = (256, 100_000), (128, 93_431)
 FACES_GPU = (1_024, 1_000_000)
 LINEAR, LINEAR_GPU = (512, 100_000), (1_024, 1_000_000)
@@ -194,6 +238,9 @@ _street_dice = functools.partial(
 )
 _street_dice_ce = functools.partial(
     _dice, shape=CITYSCAPES, form=STREET_DICE_CE, gpu_shape=CITYSCAPES_GPU
+)
+_street_ohem = functools.partial(
+    _mined, shape=CITYSCAPES, hard=mining.Hard(), gpu_shape=CITYSCAPES_GPU
 )
 _street_focal = functools.partial(_softmax_focal, shape=CITYSCAPES, gpu_shape=CITYSCAPES_GPU)
 
@@ -217,6 +264,10 @@ CASES: tuple[Case, ...] = (
     _street_dice("cityscapes-dice-bf16", dtype=BF16),
     _street_dice_ce("cityscapes-dice-ce-fp32"),
     _street_dice_ce("cityscapes-dice-ce-bf16", dtype=BF16),
+    _street_ohem("cityscapes-ohem-fp32", quick=True),
+    _street_ohem("cityscapes-ohem-bf16", dtype=BF16),
+    _mined("cityscapes-topk-fp32", CITYSCAPES, mining.Hard(share=0.1), gpu_shape=CITYSCAPES_GPU),
+    _text("text-balanced-bce-fp32", TEXT),
     _dice("nnunet3d-dice-ce-fp32", NNUNET, VOLUME_DICE_CE),
     _arcface("faces-256x100000-fp32", FACES, gpu_shape=FACES_GPU, quick=True),
     _arcface("faces-256x100000-bf16", FACES, gpu_shape=FACES_GPU, dtype=BF16),
@@ -231,6 +282,8 @@ CASES: tuple[Case, ...] = (
     _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),
     _dice("small-dice-256x4", (256, 4), STREET_DICE, series="small"),
     _dice("small-dice-ce-256x4", (256, 4), STREET_DICE_CE, series="small"),
+    _mined("small-ohem-1x19x16x16", (1, 19, 16, 16), mining.Hard(min_kept=16), series="small"),
+    _text("small-balanced-bce-1x1x32x32", (1, 1, 32, 32), series="small"),
     _arcface("small-arcface-256x100", (256, 100), series="small"),
     _arcface("small-arcface-8x100", (8, 100), series="small"),
     *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling")

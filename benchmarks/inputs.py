@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .baselines_margin_softmax import MARGIN
+from .baselines_mining import THRESHOLD
 from .baselines_sigmoid_focal import one_hot_without_background
 from .baselines_softmax_focal import IGNORE
 from .workload import Case, Inputs
@@ -16,6 +17,9 @@ POSITIVE_SHARE = 0.01
 PRIOR_LOGIT = -math.log(99.0)
 """RetinaNet starts its classification head at p = 0.01."""
 IGNORED_SHARE = 0.05
+AT_THRESHOLD = 1e-5
+"""Pixels whose p is so close to OHEM's threshold are ignored."""
+TEXT_SHARE, MASKED_SHARE = 0.03, 0.02
 EMBEDDING = 512
 """Width of the features that the classes of a face recognition are compared with."""
 FAR_ROWS = 64
@@ -75,6 +79,30 @@ def segmentation(case: Case, device: torch.device) -> Inputs:
     _favour_labels(logits, labels, generator)
     labels[_patches((batch, height, width), 16, generator) < IGNORED_SHARE] = IGNORE
     return Inputs(logits.to(case.dtype).requires_grad_(), (labels,))
+
+
+def mined(case: Case, device: torch.device) -> Inputs:
+    """Segmentation without a pixel at OHEM's threshold, of which forms in other dtypes could differ."""
+    inputs = segmentation(case, device)
+    (labels,) = inputs.args
+    known = torch.where(labels == IGNORE, 0, labels).unsqueeze(1)
+    p = torch.softmax(inputs.logits.detach().float(), 1).gather(1, known).squeeze(1)
+    labels[(p - THRESHOLD).abs() < AT_THRESHOLD] = IGNORE
+    return inputs
+
+
+def text(case: Case, device: torch.device) -> Inputs:
+    """Logits, targets of 0 and 1 and a mask, as text detectors have: patches of text, most of it found.
+
+    3 % of the elements are text, in patches of 8; 2 % are masked out, in patches of 32.
+    """
+    generator = _generator(device)
+    shape = (case.shape[0], *case.shape[2:])
+    target = (_patches(shape, 8, generator) < TEXT_SHARE).float().unsqueeze(1)
+    mask = (_patches(shape, 32, generator) >= MASKED_SHARE).float().unsqueeze(1)
+    logits = torch.randn(case.shape, generator=generator, device=device).mul_(2.0)
+    logits += 8.0 * target - 5.0
+    return Inputs(logits.to(case.dtype).requires_grad_(), (target, mask))
 
 
 def _every_class(inputs: Inputs) -> Inputs:

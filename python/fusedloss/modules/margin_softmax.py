@@ -408,7 +408,7 @@ class CombinedMarginLoss(MarginSoftmaxModule):
 class ModifiedSoftmaxLoss(MarginSoftmaxModule):
     """SphereFace's "modified softmax": normalised class centers, embeddings of any length, no margin.
 
-    The logits are ``|embedding| cos(theta)``, as in :func:`fusedloss.modified_softmax_loss`; everything else
+    The logits are ``|embedding| cos(theta)``, as in :func:`fusedloss.modified_softmax_loss`; all else
     as in :class:`ArcFaceLoss`.
 
     Source: Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, 2017
