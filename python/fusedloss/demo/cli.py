@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .detection import Detection
+from .mining import Mining
 from .recognition import Recognition
 from .report import save_picture, summary
 from .require import MissingPackageError, require
@@ -46,6 +47,7 @@ FULL = Size(
     lengths={
         "detection": Length(500, 32),
         "segmentation": Length(300, 16),
+        "mining": Length(200, 16),
         "recognition": Length(300, 64),
         "verification": Length(300, 64),
     },
@@ -57,6 +59,7 @@ QUICK = Size(
     lengths={
         "detection": Length(16, 8),
         "segmentation": Length(16, 8),
+        "mining": Length(16, 8),
         "recognition": Length(16, 8),
         "verification": Length(16, 8),
     },
@@ -130,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def tasks() -> list[Task]:
     """What the demo trains, in this order."""
-    return [Detection(), Segmentation(), Recognition(), Verification()]
+    return [Detection(), Segmentation(), Mining(), Recognition(), Verification()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

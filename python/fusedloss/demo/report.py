@@ -13,7 +13,9 @@ from .task import EAGER, FUSED, Run, TaskResult
 #: Steps at the start over which rounding has not yet been amplified by the training.
 EARLY_STEPS = 20
 _COLOURS = {FUSED: "#1769aa", EAGER: "#e07b00"}
+_OTHER = "#555555"
 _EXAMPLES = 6
+_ROW = 2.6
 _TABLE_ROWS = 12
 _UNITS = ((2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
 
@@ -33,7 +35,9 @@ def summary(result: TaskResult) -> str:
         f"{result.task.name}: {result.task.loss_name} on logits [{shape}] "
         f"({fused.logits_bytes / scale:.1f} {unit}), {len(fused.losses)} steps"
     )
-    parts = [title + "\n" + "=" * len(title), _curves(result), _table(result), _notes()]
+    parts = [title + "\n" + "=" * len(title), _curves(result), _table(result)]
+    parts += [_beside(result, name) for name in result.beside]
+    parts.append(_notes())
     return "\n\n".join(parts)
 
 
@@ -98,6 +102,19 @@ def _table(result: TaskResult) -> str:
     return "\n".join(lines)
 
 
+def _beside(result: TaskResult, name: str) -> str:
+    """The answers of another loss's training beside the fused one's."""
+    lines = [f"{f'{result.task.loss_name}, and {name} beside it':<46}{'fused':>10}{name:>10}"]
+    other = result.beside[name]
+    lines += [
+        f"{'held out: ' + metric:<46}{value:>10.3f}{other.quality[metric]:>10.3f}"
+        for metric, value in result.runs[FUSED].quality.items()
+    ]
+    ours, theirs = loss_ms(result.runs[FUSED]), loss_ms(other)
+    lines.append(f"{'loss time, median [ms] (1)':<46}{_number(ours):>10}{_number(theirs):>10}")
+    return "\n".join(lines)
+
+
 def _notes() -> str:
     return (
         "(1) Forward of the loss and its gradient with respect to the logits, timed in the\n"
@@ -124,12 +141,12 @@ def save_picture(results: list[TaskResult], held_out: Scenes, path: Path) -> Non
 
     ``held_out`` is on the models' device; the first scenes of it are shown.
     """
-    figure = require("matplotlib.figure").Figure(
-        figsize=(15.0, 9.0 * len(results)), layout="constrained"
-    )
-    blocks = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
-    for block, result in zip(blocks, results, strict=True):
-        scenes, charts = block.subfigures(2, 1, height_ratios=[1.75, 1.0])
+    extra = [_ROW * len(result.beside) for result in results]  # inches, of further rows of scenes
+    heights = [9.0 + more for more in extra]
+    figure = require("matplotlib.figure").Figure(figsize=(15.0, sum(heights)), layout="constrained")
+    blocks = figure.subfigures(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for block, result, more in zip(blocks, results, extra, strict=True):
+        scenes, charts = block.subfigures(2, 1, height_ratios=[5.7 + more, 3.3])
         _draw_scenes(scenes, result, held_out)
         left, difference, time, memory = charts.subplots(
             1, 4, gridspec_kw={"width_ratios": [1.7, 1.3, 0.8, 1.2]}
@@ -141,18 +158,19 @@ def save_picture(results: list[TaskResult], held_out: Scenes, path: Path) -> Non
 
 
 def _draw_scenes(figure: Any, result: TaskResult, held_out: Scenes) -> None:
+    runs = {**result.runs, **result.beside}
     figure.suptitle(
         f"{result.task.name.capitalize()} of handwritten digits never seen in training, "
-        f"trained with {result.task.loss_name}: fused (upper row) and eager (lower row)",
+        f"trained with {result.task.loss_name}: {' and '.join(runs)}",
         fontsize=13,
     )
     columns = min(_EXAMPLES, len(held_out))
-    rows = figure.subplots(2, columns, squeeze=False)
-    for row, (name, run) in zip(rows, result.runs.items(), strict=True):
+    rows = figure.subplots(len(runs), columns, squeeze=False)
+    for row, (name, run) in zip(rows, runs.items(), strict=True):
         result.task.draw(row, run.model, held_out)
         for axes in row:
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, fontsize=13, color=_COLOURS[name], weight="bold")
+        row[0].set_ylabel(name, fontsize=13, color=_COLOURS.get(name, _OTHER), weight="bold")
         text = "     ".join(f"{metric} {value:.3f}" for metric, value in run.quality.items())
         row[columns // 2].set_title(text, fontsize=10, x=0.0 if columns % 2 == 0 else 0.5)
     line = require("matplotlib.lines").Line2D

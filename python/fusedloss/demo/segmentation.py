@@ -81,18 +81,13 @@ class Segmentation(Task):
 
     def evaluate(self, model: nn.Module, scenes: Scenes) -> dict[str, float]:
         """IoU of the digits' classes over all scenes: their mean, and the worst one's; pixels."""
-        answers = torch.cat(
-            [
-                segment(model, scenes[start : start + _EVALUATION_CHUNK])
-                for start in range(0, len(scenes), _EVALUATION_CHUNK)
-            ]
-        )
-        iou = class_iou(answers, scenes.mask.long(), NUM_CLASSES + 1)[:NUM_CLASSES]
+        found = answers(model, scenes)
+        iou = class_iou(found, scenes.mask.long(), NUM_CLASSES + 1)[:NUM_CLASSES]
         iou = iou[~iou.isnan()]  # of digits that these scenes have
         return {
             "mean IoU of the digits": float(iou.mean()),
             "IoU of the worst digit": float(iou.min()),
-            "pixels right": float((answers == scenes.mask).double().mean()),
+            "pixels right": float((found == scenes.mask).double().mean()),
         }
 
     def draw_scene(self, axes: Any, model: nn.Module, scene: Scenes) -> None:
@@ -123,3 +118,12 @@ def segment(model: nn.Module, scenes: Scenes) -> Tensor:
     with in_use(model):
         answer: Tensor = model(scenes.images).argmax(1)
     return answer
+
+
+def answers(model: nn.Module, scenes: Scenes) -> Tensor:
+    """The same of any number of scenes, some at a time."""
+    parts = [
+        segment(model, scenes[start : start + _EVALUATION_CHUNK])
+        for start in range(0, len(scenes), _EVALUATION_CHUNK)
+    ]
+    return torch.cat(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,12 +78,14 @@ class Task(ABC):
         name: such as "detection".
         loss_name: such as "sigmoid focal loss".
         losses: the compared loss as ``FUSED`` and as ``EAGER``.
+        beside: other losses by name, trained in the same way for the quality of their answers.
         network: made without arguments, with initial weights of torch's global generator.
     """
 
     name: str
     loss_name: str
     losses: Mapping[str, Loss]
+    beside: Mapping[str, Loss] = MappingProxyType({})
     network: type[nn.Module]
 
     @abstractmethod
@@ -113,10 +116,11 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task after both of its trainings.
+    """A task after its trainings.
 
     Attributes:
         runs: by ``FUSED`` and ``EAGER``.
+        beside: by the names of the task's other losses.
         value_error, gradient_error: relative difference between the fused and the eager loss,
             and between their gradients (L2), on the very same logits: those of the trained
             model for a batch of training scenes. Here no training drifts apart.
@@ -126,3 +130,4 @@ class TaskResult:
     runs: dict[str, Run]
     value_error: float
     gradient_error: float
+    beside: dict[str, Run] = field(default_factory=dict)

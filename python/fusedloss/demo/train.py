@@ -88,8 +88,9 @@ def batches(count: int, schedule: Schedule) -> list[Tensor]:
 def train_both(
     task: Task, scenes: SceneSplit, schedule: Schedule, device: torch.device
 ) -> TaskResult:
-    """Train with each of the task's losses and evaluate both on the held-out scenes."""
-    trainers = {name: _Trainer(task, loss, schedule, device) for name, loss in task.losses.items()}
+    """Train with each of the task's losses and evaluate all on the held-out scenes."""
+    losses = {**task.losses, **task.beside}
+    trainers = {name: _Trainer(task, loss, schedule, device) for name, loss in losses.items()}
     order = batches(len(scenes.train), schedule)
     with Progress(schedule.steps, f"training {task.name}") as progress:
         for step in progress:
@@ -108,7 +109,8 @@ def train_both(
     runs = {name: trainer.run for name, trainer in trainers.items()}
     last = scenes.train[order[-1]].to(device)
     value_error, gradient_error = same_logits(task, runs[FUSED].model, last)
-    return TaskResult(task, runs, value_error, gradient_error)
+    compared = {name: runs.pop(name) for name in task.losses}
+    return TaskResult(task, compared, value_error, gradient_error, runs)
 
 
 @torch.no_grad()
