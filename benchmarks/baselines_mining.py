@@ -29,6 +29,10 @@ class Hard:
     min_kept: int = 100_000
     share: float = 0.0
 
+    def fewest(self, labels: Tensor) -> int:
+        """`min_kept`, of images that are too small for it a tenth."""
+        return min(self.min_kept, labels.numel() // 10)
+
     def sorting(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The form of HRNet and mmsegmentation: the p of all valid pixels are sorted."""
         logits = logits.float()  # as under autocast
@@ -37,7 +41,7 @@ class Hard:
         known = torch.where(labels == IGNORE, 0, labels)
         p = torch.softmax(logits, 1).gather(1, known.unsqueeze(1)).view(-1)[mask]
         p, order = p.sort()
-        bound = p[min(self.min_kept, p.numel() - 1)].clamp(min=THRESHOLD)
+        bound = p[min(self.fewest(labels), p.numel() - 1)].clamp(min=THRESHOLD)
         return losses[mask][order][p < bound].mean()
 
     def topk(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,8 +52,8 @@ class Hard:
             valid = int((labels != IGNORE).sum())
             return losses.topk(max(1, int(self.share * valid))).values.mean()
         hard = losses[losses > -math.log(THRESHOLD)]
-        if hard.numel() < self.min_kept:
-            hard = losses.topk(self.min_kept).values
+        if hard.numel() < self.fewest(labels):
+            hard = losses.topk(self.fewest(labels)).values
         return hard.mean()
 
     def contenders(self) -> dict[str, LossFn]:
@@ -60,11 +64,11 @@ class Hard:
         name = "topk_cross_entropy_loss" if self.share else "ohem_cross_entropy_loss"
         function = optional("fusedloss", name)
         if function is not None:
-            options: dict[str, float] = {"k": self.share}
-            if not self.share:
-                options = {"threshold": THRESHOLD, "min_kept": self.min_kept}
 
             def fused(logits: Tensor, labels: Tensor) -> Tensor:
+                options: dict[str, float] = {"k": self.share}
+                if not self.share:
+                    options = {"threshold": THRESHOLD, "min_kept": self.fewest(labels)}
                 value: Tensor = function(logits, labels, ignore_index=IGNORE, **options)
                 return value
 
@@ -74,7 +78,7 @@ class Hard:
     def selects(self, losses: Tensor, valid: Tensor) -> Tensor:
         """Which of the losses [n] count."""
         ranked = torch.where(valid, losses, -math.inf).sort(descending=True).values
-        wanted = int(self.share * int(valid.sum())) if self.share else self.min_kept
+        wanted = int(self.share * int(valid.sum())) if self.share else self.fewest(losses)
         cut = ranked[min(wanted, int(valid.sum())) - 1]
         bound = cut if self.share else cut.clamp(max=-math.log(THRESHOLD))
         return valid & (losses >= bound)

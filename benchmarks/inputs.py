@@ -100,6 +100,7 @@ def text(case: Case, device: torch.device) -> Inputs:
     shape = (case.shape[0], *case.shape[2:])
     target = (_patches(shape, 8, generator) < TEXT_SHARE).float().unsqueeze(1)
     mask = (_patches(shape, 32, generator) >= MASKED_SHARE).float().unsqueeze(1)
+    target[..., :8, :8] = mask[..., :8, :8] = 1.0  # some, however small the images
     logits = torch.randn(case.shape, generator=generator, device=device).mul_(2.0)
     logits += 8.0 * target - 5.0
     return Inputs(logits.to(case.dtype).requires_grad_(), (target, mask))

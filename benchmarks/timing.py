@@ -45,10 +45,11 @@ class Tolerance:
 
 # Wide enough for an eager form that computes in the dtype of its logits, and far below what a wrong
 # alpha, gamma, sign, divisor or target costs. The value is loose in fp32 too, since compiled code
-# adds up millions of terms one after the other in float32.
+# adds up millions of terms one after the other in float32; the gradient as far as that of eager ArcFace,
+# whose scale of 64 multiplies the rounding of a cosine: on some CPUs it is off by 1.1e-5.
 TOLERANCES = {
     torch.float64: Tolerance(1e-9, 1e-9, 1e-9),
-    torch.float32: Tolerance(1e-4, 1e-5, 1e-4),
+    torch.float32: Tolerance(1e-4, 2e-5, 1e-4),
     torch.bfloat16: Tolerance(2e-2, 2e-2, 4e-2),
     torch.float16: Tolerance(5e-3, 5e-3, 2e-2),
 }
