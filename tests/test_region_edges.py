@@ -10,9 +10,9 @@ import fusedloss
 import pytest
 import torch
 from cases import REGION_LOSSES, Loss
-from fusedloss import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
+from fusedloss import dice_loss, generalized_dice_loss, jaccard_loss, reference, tversky_loss
 from test_regions import each_backend, example, one_hot
-from tolerances import check_close
+from tolerances import check_close, check_gradient
 from torch import Tensor
 
 each_loss = pytest.mark.parametrize("loss", REGION_LOSSES, ids=lambda loss: loss.name)
@@ -218,3 +218,34 @@ def test_offsets_beyond_32_bits(
     emulated = loss.emulated(emulator, x, target, **options_of(loss)).run("recompute")
     check_close("loss", emulated[0], expected.detach().double(), expected.detach())
     check_close("gradient", emulated[1], grad.double(), grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["dice_loss", "tversky_loss", "dice_cross_entropy_loss"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_whose_ignored_pixels_hold_anything(
+    classes: int, name: str, dtype: torch.dtype
+) -> None:
+    """Of two to four classes a pixel stays in registers: loops of their own."""
+    generator = torch.Generator().manual_seed(classes)
+    x = (4 * torch.randn(3, classes, 37, 21, generator=generator)).to(dtype)
+    labels = torch.randint(0, classes, (3, 37, 21), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = 255
+    ignored = (labels == 255).unsqueeze(1)
+    spoilt = x.clone()
+    spoilt[ignored.expand_as(x)] = torch.tensor([math.nan, math.inf, -math.inf, 3e4]).to(dtype)[
+        torch.randint(0, 4, (int(ignored.sum()) * classes,), generator=generator)
+    ]
+    exact = torch.where(ignored, 0, x).double().requires_grad_()
+    eager = torch.where(ignored, 0, x).requires_grad_()
+    leaf = spoilt.requires_grad_()
+    for reduction in ("mean", "sum"):
+        options = {"ignore_index": 255, "reduction": reduction}
+        found = []
+        for function, y in ((fusedloss, leaf), (reference, exact), (reference, eager)):
+            loss = getattr(function, name)(y, labels, **options)
+            found.append((loss.detach(), torch.autograd.grad(loss, y)[0]))
+        (loss, grad), wide, same = found
+        check_close("loss", loss, wide[0], same[0])
+        check_gradient("gradient", grad, wide[1], same[1])
+        assert not grad[ignored.expand_as(grad)].any()

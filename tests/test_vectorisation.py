@@ -65,6 +65,17 @@ LOOPS = (
     # by what is joined: nothing, to an input or its sigmoid, or one of three kinds of exponent
     Loop("elements' regions, sums", r"12element_sums.*ElementLossIf", 5, 3),
     Loop("elements' regions, gradient", r"16element_gradient.*ElementLossIf", 10, 3),
+    # two to four classes, with nothing or cross entropy joined
+    Loop("regions of few classes, sums", r"8few_sumsILi[234]Ef", 6, 20, True),
+    Loop("regions of few classes, gradient", r"12few_gradientILi[234]Ef", 6, 20, True),
+    # by the type of the logits and, for elements, by the loss and whether there is a mask
+    Loop("mined rows, shares", r"10share_rowsIf", 1, 2, True),
+    Loop("mined rows, coefficients", r"18mined_coefficientsIf", 1, 8),
+    Loop("mined rows, gradient of few", r"16scatter_gradientI(f|N.*Float16)", 3, 1, True),
+    Loop("mined elements, marks", r"13mark_elements.*CrossEntropyIf", 12, 15),
+    Loop("mined elements, gradient", r"15mined_gradients.*CrossEntropyIf", 6, 4),
+    Loop("selection, counts", r"11count_marksILb[01]Ef", 2, 1),
+    Loop("selection, sums", r"12sum_selectedILb[01]Ef", 2, 1, True),
 )
 
 

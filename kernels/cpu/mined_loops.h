@@ -22,72 +22,28 @@ FUSEDLOSS_CPU_LEVELS void mark_rows(T threshold, int64_t count, const RowArrays<
 }
 
 // What the gradients of a block's rows are multiplied by: the share of what comes in. Rows that are
-// not selected lose their label. Returns how many are left.
+// not selected lose their label. Returns how many are left. (Everything is computed for every row:
+// where that depends on a comparison, GCC makes branches of it.)
 template <class T>
 FUSEDLOSS_CPU_LEVELS int64_t share_rows(const Selection<T> selection, T scale, int64_t count,
                                         const T* __restrict marks, T* __restrict upstream,
                                         Label<T>* __restrict label) {
-  Label<T> selected = 0;
-#pragma omp simd reduction(+ : selected)
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const T share = share_of(selection, bit_cast<Mark<T>>(marks[i]));
     const Label<T> own = label[i];
-    const T incoming = upstream[i];
-    const Label<T> counts = (share > T(0)) & (own >= 0);
-    label[i] = counts ? own : Label<T>(kNoClass);
-    upstream[i] = counts ? share * scale * incoming : T(0);
-    selected += counts;
+    const T factor = share * scale * upstream[i];
+    label[i] = share == T(0) ? Label<T>(kNoClass) : own;
+    upstream[i] = share == T(0) ? T(0) : factor;
   }
+  Label<T> selected = 0;
+#pragma omp simd reduction(+ : selected)
+  for (int64_t i = 0; i < count; ++i) selected += label[i] >= 0;
   return selected;
 }
 
-// A row's log-sum-exp from its mark, which its exponentials can be relative to instead of the
-// maximum: x_t itself where that is the maximum, so that the others' sum stays exact beside it.
-// Rows without a label get 0. Returns whether all are near enough to be used.
-template <class T>
-FUSEDLOSS_CPU_LEVELS bool references(int64_t count, const T* __restrict marks,
-                                     const Label<T>* __restrict label, const T* __restrict logit,
-                                     T* __restrict max) {
-  constexpr T kHalf = T(0.69);  // -log p_t of a p_t above 1/2
-  constexpr T kFar = T(1e5);    // beyond, the rounding of the sum counts (or it is infinite or NaN)
-  Label<T> far = 0;
-#pragma omp simd reduction(+ : far)
-  for (int64_t i = 0; i < count; ++i) {
-    const T nll = loss_of<T>(bit_cast<Mark<T>>(marks[i]));
-    const T own = logit[i];
-    const bool has_label = label[i] >= 0;
-    const T total = own + (nll < kHalf ? T(0) : nll);
-    const T size = (own < T(0) ? -own : own) + nll;
-    max[i] = has_label ? total : T(0);
-    far += has_label & !(size < kFar);
-  }
-  return far == 0;
-}
-
-// Exponentials relative to `max`, and their sums but for the label's.
-template <class X, class T>
-FUSEDLOSS_CPU_LEVELS void mined_exps(const NextBlock next, const ScaledExp<T> exp_of,
-                                     const X* logits, int64_t logits_step, int64_t classes,
-                                     int64_t rows, const Label<T>* __restrict label,
-                                     const T* __restrict max, T* exps, int64_t step,
-                                     T* __restrict others) {
-  for (int64_t i = 0; i < rows; ++i) others[i] = T(0);
-  for (int64_t c = 0; c < classes; ++c) {
-    next.fetch(c);
-    const X* x = logits + c * logits_step;
-    T* out = exps + c * step;
-    const Label<T> this_class = static_cast<Label<T>>(c);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < rows; ++i) {
-      const T e = exp_of(to<T>(x[i]) - max[i]);
-      out[i] = e;
-      others[i] += label[i] == this_class ? T(0) : e;
-    }
-  }
-}
-
-// The coefficients of the gradient. Returns whether a row without a label has exponentials that a
-// coefficient of 0 does not make 0.
+// The coefficients of the gradient, from sums relative to rows.max. Returns whether a row without a
+// label has exponentials that a coefficient of 0 does not make 0.
 template <class T>
 FUSEDLOSS_CPU_LEVELS bool mined_coefficients(int64_t count, RowArrays<T>& rows) {
   const MinedCrossEntropy<T> loss;
@@ -113,34 +69,26 @@ FUSEDLOSS_CPU_LEVELS bool mined_coefficients(int64_t count, RowArrays<T>& rows) 
 
 // Keeps the rows with a label: their places, and what is known of them.
 template <class T>
-int64_t gather_rows(int64_t count, T* marks, RowArrays<T>& rows, int32_t* places) {
+int64_t gather_rows(int64_t count, RowArrays<T>& rows, int32_t* places) {
   int64_t kept = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    places[kept] = static_cast<int32_t>(i);
-    kept += rows.label[i] >= 0;
-  }
+  for (int64_t i = 0; i < count; ++i)
+    if (rows.label[i] >= 0) places[kept++] = static_cast<int32_t>(i);
   for (int64_t k = 0; k < kept; ++k) {
     const int64_t i = places[k];
     rows.label[k] = rows.label[i];
     rows.weight[k] = rows.weight[i];
     rows.upstream[k] = rows.upstream[i];
-    marks[k] = marks[i];
   }
   return kept;
 }
 
-// Their logits, and those of their labels.
+// Their logits.
 template <class X, class T>
-void gather_logits(const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes,
-                   int64_t kept, const int32_t* places, RowArrays<T>& rows, T* block,
-                   int64_t step) {
-  for (int64_t c = 0; c < classes; ++c) {
-    next.fetch(c);
-    const X* x = logits + c * logits_step;
-    T* out = block + c * step;
-    for (int64_t k = 0; k < kept; ++k) out[k] = to<T>(x[places[k]]);
-  }
-  for (int64_t k = 0; k < kept; ++k) rows.logit[k] = block[rows.label[k] * step + k];
+void gather_logits(const X* logits, int64_t logits_step, int64_t classes, int64_t kept,
+                   const int32_t* places, T* block, int64_t step) {
+  for (int64_t c = 0; c < classes; ++c)
+    for (int64_t k = 0; k < kept; ++k)
+      block[c * step + k] = to<T>(logits[c * logits_step + places[k]]);
 }
 
 // Their gradients among zeros.

@@ -1,9 +1,9 @@
 // Mined rows on the CPU, over the row-softmax engine's tasks, blocks and walks (row_softmax.h).
 //
-// Forward leaves a mark of every row instead of a loss. Backward reads the marks first. Of a block
-// without selected rows it reads no logits. Along rows, few selected ones are gathered from their
-// block; where many are, all are computed and the rest becomes zeros. Exponentials are relative to
-// the log-sum-exp that the mark gives back, which saves the search for the maximum.
+// Forward leaves a mark of every row instead of a loss. Backward reads the marks first: rows that
+// are not selected lose their label and count as ignored ones. Of a block without selected rows it
+// reads no logits; along rows, the logits of a few selected ones are gathered from their block;
+// else all of the block are computed. Along classes each row stands alone.
 #pragma once
 
 #include <vector>
@@ -15,9 +15,7 @@
 namespace fusedloss::cpu {
 
 // Below this part of a block its selected rows are gathered.
-constexpr double kFewSelected = 0.55;
-// Below this one the next block's logits are not asked for: most of their lines are not needed.
-constexpr double kRareSelected = 0.06;
+constexpr double kFewSelected = 0.06;
 
 template <class X, class T>
 struct MinedTools {
@@ -85,27 +83,24 @@ void write_zeros(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X
                               });
 }
 
-// The gradient of the selected rows alone, where the block's logits lie as they are read. Returns
-// false where they do not, or where the marks do not tell what exponentials can be relative to.
+// The gradient of the selected rows alone, where the block's logits lie as they are read; else
+// returns false.
 template <class X, class T>
-bool write_few(const RowPlan& plan, int64_t begin, int64_t count, bool rare,
-               MinedTools<X, T>& tools) {
+bool write_few(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, T>& tools) {
   const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   RowArrays<T>& rows = tools.rows;
   T* block = tools.walk.exps();
   int64_t kept = 0;
-  tools.walk.with_direct(begin, count, [&](NextBlock next, const X* x, int64_t x_step) {
-    kept = gather_rows(count, tools.marks, rows, tools.places);
-    if (rare) next = NextBlock{};
-    gather_logits(next, x, x_step, classes, kept, tools.places, rows, block, step);
+  tools.walk.with_direct(begin, count, [&](const X* x, int64_t x_step) {
+    kept = gather_rows(count, rows, tools.places);
+    gather_logits(x, x_step, classes, kept, tools.places, block, step);
   });
   if (kept == 0) return false;
-  const int64_t whole = whole_vectors(kept);
-  if (!references(kept, tools.marks, rows.label, rows.logit, rows.max))
-    LogitLoops<T>::pixels_max(block, step, classes, kept, block, step, rows.max);
-  mined_exps(NextBlock{}, ScaledExp<T>(1), block, step, classes, kept, rows.label, rows.max, block,
-             step, rows.others);
-  mined_coefficients(whole, rows);
+  LogitLoops<T>::pixels_max(block, step, classes, kept, block, step, rows.max);
+  SumLoops<T, Terms::kNone>::pixels(NextBlock{}, ScaledExp<T>(1), block, step, classes, kept,
+                                    rows.label, nullptr, rows.max, true, rows.others, rows.terms,
+                                    rows.logit);
+  mined_coefficients(kept, rows);
   tools.walk.write_along_rows(
       begin, count, false, rows, [&](const T* exps, X* out, int64_t out_step) {
         scatter_gradient(exps, step, classes, count, kept, tools.places, rows.label, rows.softmax,
@@ -117,22 +112,14 @@ bool write_few(const RowPlan& plan, int64_t begin, int64_t count, bool rare,
 // The gradient of a block along the rows, all of which are computed.
 template <class X, class T>
 void write_pixels(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, T>& tools) {
-  const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   RowArrays<T>& rows = tools.rows;
-  tools.walk.gather_logits(begin, count, rows);
-  if (references(count, tools.marks, rows.label, rows.logit, rows.max))
-    tools.walk.with_block(begin, count, [&](const NextBlock& next, const auto* x, int64_t x_step) {
-      mined_exps(next, ScaledExp<T>(1), x, x_step, classes, count, rows.label, rows.max,
-                 tools.walk.exps(), step, rows.others);
-    });
-  else
-    tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
+  tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
   const bool clear = mined_coefficients(count, rows);
   tools.walk.write_along_rows(
       begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
-        GradientLoops<X, Terms::kNone>::pixels(exps, step, classes, count, rows.label, nullptr, 0,
-                                               rows.softmax, rows.slope, rows.target, out,
-                                               out_step);
+        GradientLoops<X, Terms::kNone>::pixels(exps, tools.walk.step(), plan.call.num_classes,
+                                               count, rows.label, nullptr, 0, rows.softmax,
+                                               rows.slope, rows.target, out, out_step);
       });
 }
 
@@ -157,8 +144,8 @@ void mined_gradient_task(const RowPlan& plan, const MinedGradientCall& mined, in
   const Selection<T> selection = *static_cast<const Selection<T>*>(mined.selection);
   const T scale = *static_cast<const T*>(plan.call.scale);
   for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
-    LabelReport report;
-    read_labels(plan, at, count, rows, report);
+    LabelReport known{true, 0};  // forward has looked for bad labels
+    read_labels(plan, at, count, rows, known);
     read_rows(plan, mined.marks, at, count, tools.marks);
     read_rows(plan, plan.call.grad_output, at, count, rows.upstream);
     const int64_t selected =
@@ -166,7 +153,7 @@ void mined_gradient_task(const RowPlan& plan, const MinedGradientCall& mined, in
     const double part = static_cast<double>(selected) / static_cast<double>(count);
     if (selected == 0) return write_zeros(plan, at, count, tools);
     if (!plan.along_rows) return write_rows_of_classes(plan, at, count, tools);
-    if (part < kFewSelected && write_few(plan, at, count, part < kRareSelected, tools)) return;
+    if (part < kFewSelected && write_few(plan, at, count, tools)) return;
     write_pixels(plan, at, count, tools);
   });
 }

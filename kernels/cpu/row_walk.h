@@ -88,11 +88,11 @@ class BlockWalk {
     make(NextBlock{}, static_cast<const T*>(out), step_);
   }
 
-  // The same where they lie in memory as they are read; else nothing is called.
+  // Calls make(logits, step) where a block's logits lie in memory as they are read.
   template <class Make>
   void with_direct(int64_t begin, int64_t count, const Make& make) {
     const X* direct = in_place(plan_.logits, begin, count);
-    if (direct != nullptr) make(next_block(begin + count), direct, plan_.logits.class_stride);
+    if (direct != nullptr) make(direct, plan_.logits.class_stride);
   }
 
   // The label's logit of every row, for backward.

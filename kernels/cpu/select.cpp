@@ -118,8 +118,12 @@ class Slice {
   static constexpr int kDigit = 11;
   static constexpr int64_t kBins = int64_t{1} << kDigit;
   static constexpr int64_t kGroups = 16;  // at most so many threads count at once
+  static constexpr int kFirstShift = kMarkBits<T> - kDigit;
 
-  using Bins = std::vector<int32_t>;
+  using Bins = std::vector<int64_t>;
+
+  // The candidates of one group of tasks that are still in question.
+  using Group = std::vector<Mark<T>>;
 
   // Adds body(begin, count) of all blocks, by tasks.
   template <class Total, class Body>
@@ -157,47 +161,93 @@ class Slice {
     });
   }
 
-  // How many candidates that agree with the digits found have each next digit.
-  std::vector<int64_t> histogram(Mark<T> found, int left, int digit) const {
-    const int shift = left - digit;
-    const Mark<T> mask = (Mark<T>(1) << digit) - 1;
-    const int64_t tasks = num_tasks(size_);
-    const int64_t groups = std::min(kGroups, tasks), per_group = (tasks + groups - 1) / groups;
-    std::vector<Bins> bins(groups);
+  // Calls body(group, begin, end) for groups of whole tasks, not more than kGroups of them.
+  template <class Body>
+  void for_each_group(const Body& body) const {
+    const int64_t tasks = num_tasks(size_), groups = num_groups();
+    const int64_t each = (tasks + groups - 1) / groups * kTask;
     threads_.run(groups, 1, [&](int64_t first, int64_t last) {
-      for (int64_t group = first; group < last; ++group) {
-        const int64_t begin = group * per_group * kTask;
-        const int64_t end = std::min(size_, begin + per_group * kTask);
-        bins[group].assign(kBins, 0);
-        int32_t* counts = bins[group].data();
-        for (int64_t i = begin; i < end; ++i) {
-          const Mark<T> mark = bit_cast<Mark<T>>(marks_[i]);
-          // The sign tells others than candidates apart.
-          if (mark >> left == found) ++counts[(mark >> shift) & mask];
-        }
-      }
+      for (int64_t group = first; group < last; ++group)
+        body(group, std::min(size_, group * each), std::min(size_, (group + 1) * each));
     });
-    std::vector<int64_t> total(kBins);
-    for (const Bins& of_group : bins)
-      for (int64_t bin = 0; bin < kBins; ++bin) total[bin] += of_group[bin];
-    return total;
+  }
+  int64_t num_groups() const { return std::min(kGroups, num_tasks(size_)); }
+
+  // The counts of a group's first digits: the sign, which tells candidates apart, and what follows.
+  // Two tables, as a count waits for the one before of the same digit.
+  void count_first(int64_t begin, int64_t end, int32_t* bins) const {
+    int32_t second[kBins] = {};
+    int64_t i = begin;
+    for (; i + 1 < end; i += 2) {
+      ++bins[bit_cast<Mark<T>>(marks_[i]) >> kFirstShift];
+      ++second[bit_cast<Mark<T>>(marks_[i + 1]) >> kFirstShift];
+    }
+    if (i < end) ++bins[bit_cast<Mark<T>>(marks_[i]) >> kFirstShift];
+    for (int64_t bin = 0; bin < kBins; ++bin) bins[bin] += second[bin];
+  }
+
+  // The next digit of the k-th largest, from how many candidates have each: the bin where those
+  // above it are less than wanted and with its own are not.
+  struct Digit {
+    int64_t above, tied;
+    Mark<T> bin;
+  };
+  static Digit find_digit(const Bins& bins, int64_t above, int64_t wanted) {
+    int64_t bin = static_cast<int64_t>(bins.size()) - 1;
+    for (; above + bins[bin] < wanted; --bin) above += bins[bin];
+    return {above, bins[bin], static_cast<Mark<T>>(bin)};
+  }
+
+  // The first digit, and the candidates that have it.
+  Digit find_first(int64_t wanted, std::vector<Group>& left) const {
+    std::vector<std::vector<int32_t>> counts(num_groups());
+    for_each_group([&](int64_t group, int64_t begin, int64_t end) {
+      counts[group].assign(kBins, 0);
+      count_first(begin, end, counts[group].data());
+    });
+    Bins total(kBins / 2);  // without a sign
+    for (const std::vector<int32_t>& of_group : counts)
+      for (size_t bin = 0; bin < total.size(); ++bin) total[bin] += of_group[bin];
+    const Digit first = find_digit(total, 0, wanted);
+    for_each_group([&](int64_t group, int64_t begin, int64_t end) {
+      Group& kept = left[group];
+      kept.resize(counts[group][first.bin] + 1);  // every mark is written, most of them over
+      int64_t many = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const Mark<T> mark = bit_cast<Mark<T>>(marks_[i]);
+        kept[many] = mark;
+        many += mark >> kFirstShift == first.bin;
+      }
+      kept.resize(many);
+    });
+    return first;
   }
 
   // The selection of `wanted` candidates, more than none and less than all; and how many they are.
   Selection<T> narrow(int64_t wanted, int64_t& selected) const {
-    Mark<T> found = 0;
-    int64_t above = 0, tied = 0;
-    for (int left = kMarkBits<T> - 1; left > 0;) {
-      const int digit = std::min(kDigit, left), shift = left - digit;
-      const std::vector<int64_t> counts = histogram(found, left, digit);
-      int64_t bin = (int64_t{1} << digit) - 1;
-      for (; above + counts[bin] < wanted; --bin) above += counts[bin];
-      found = (found << digit) | static_cast<Mark<T>>(bin);
-      tied = counts[bin];
-      left = shift;
+    std::vector<Group> left(num_groups());
+    Digit digit = find_first(wanted, left);
+    Mark<T> found = digit.bin;
+    for (int bits = kFirstShift; bits > 0;) {
+      const int length = std::min(kDigit, bits), shift = bits - length;
+      const Mark<T> mask = (Mark<T>(1) << length) - 1;
+      std::vector<Bins> counts(left.size());
+      threads_.run(static_cast<int64_t>(left.size()), 1, [&](int64_t first, int64_t last) {
+        for (int64_t group = first; group < last; ++group) {
+          counts[group].assign(mask + 1, 0);
+          for (const Mark<T> mark : left[group])
+            if (mark >> bits == found) ++counts[group][mark >> shift & mask];
+        }
+      });
+      Bins total(mask + 1);
+      for (const Bins& of_group : counts)
+        for (size_t bin = 0; bin < total.size(); ++bin) total[bin] += of_group[bin];
+      digit = find_digit(total, digit.above, wanted);
+      found = found << length | digit.bin;
+      bits = shift;
     }
-    selected = call_.rule.whole_ties ? above + tied : wanted;
-    return selection_at(call_.rule, bit_cast<T>(found), wanted, above, tied);
+    selected = call_.rule.whole_ties ? digit.above + digit.tied : wanted;
+    return selection_at(call_.rule, bit_cast<T>(found), wanted, digit.above, digit.tied);
   }
 
   const SelectCall& call_;

@@ -2,24 +2,38 @@
 //
 //   L = -t log p - (1 - t) log(1 - p)
 //
-// Of logits, with p = sigmoid(x), it is sigmoid focal loss with gamma 0 and without alpha
-// (focal.h). Of probabilities it is what torch.nn.functional.binary_cross_entropy computes:
-// logarithms are at least -100, and
+// Of logits, with u = e^-|x|, r = 1/(1+u), and the target's weight a on the tail that the logit
+// speaks against (a = 1-t for x >= 0, else t), as in focal.h:
+//
+//   L = |x| a + log(1 + u)      dL/dx = sign(x) r (a - (1 - a) u)
+//
+// Of probabilities it is what torch.nn.functional.binary_cross_entropy computes: logarithms are at
+// least -100, and
 //
 //   dL/dp = (p - t) / max(p (1 - p), 1e-12)
 #pragma once
 
+#include "../core/math.h"
 #include "../core/mining.h"
-#include "focal.h"
+#include "../core/pointwise.h"
 
 namespace fusedloss {
 
 template <class T>
-using LogitCrossEntropy = SigmoidFocal<T, IntegerPower<0>>;
+struct LogitCrossEntropy {
+  using value_type = T;
+
+  FUSEDLOSS_HD ValueGrad<T> operator()(const Element<T>& in) const {
+    const Logistic<T> s = logistic(in.logit);
+    const T a = s.positive ? T(1) - in.target : in.target;
+    const T slope = s.large * (a - (T(1) - a) * s.small);
+    return {in.weight * (s.magnitude * a + s.log_large), in.weight * (s.positive ? slope : -slope)};
+  }
+};
 
 template <class T>
 LogitCrossEntropy<T> logit_cross_entropy() {
-  return {FocalOptions{0.0, 0.0}, IntegerPower<0>{}};
+  return {};
 }
 
 template <class T>
