@@ -189,7 +189,7 @@ def _mined(
         f"hardest {hard.share:.0%} of the pixels" if hard.share else f"OHEM, {rule}",
         shape,
         dtype,
-        setup=inputs.mined,
+        setup=functools.partial(inputs.mined, share=hard.share),
         contenders=hard.contenders,
         reference=hard.reference,
         series=series,
