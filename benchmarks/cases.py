@@ -282,7 +282,7 @@ CASES: tuple[Case, ...] = (
     _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),
     _dice("small-dice-256x4", (256, 4), STREET_DICE, series="small"),
     _dice("small-dice-ce-256x4", (256, 4), STREET_DICE_CE, series="small"),
-    _mined("small-ohem-1x19x16x16", (1, 19, 16, 16), mining.Hard(min_kept=16), series="small"),
+    _mined("small-ohem-256x19", (256, 19), mining.Hard(min_kept=16), series="small"),
     _text("small-balanced-bce-1x1x32x32", (1, 1, 32, 32), series="small"),
     _arcface("small-arcface-256x100", (256, 100), series="small"),
     _arcface("small-arcface-8x100", (8, 100), series="small"),

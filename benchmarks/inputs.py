@@ -85,11 +85,12 @@ def segmentation(case: Case, device: torch.device) -> Inputs:
 
 
 def mined(case: Case, device: torch.device, *, share: float = 0.0) -> Inputs:
-    """Segmentation without a pixel at the bound of the selection, where rounding would decide.
+    """Segmentation or classification with no row at the bound of the selection: rounding would decide.
 
     The bound is OHEM's threshold or, given a `share`, the loss of the last of the hardest pixels.
     """
-    inputs = segmentation(case, device)
+    setup = classification if len(case.shape) == 2 else segmentation
+    inputs = setup(case, device)
     (labels,) = inputs.args
     logits = inputs.logits.detach().float()
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
