@@ -1,8 +1,8 @@
 """Hard example mining as the popular repositories write it, and fused.
 
 OHEM and top-k: logits [N, C, ...], labels int64 [N, ...], of which `IGNORE` drops its pixel. Balanced
-binary cross entropy: logits, targets of 0 and 1 and a mask of the same shape. No two losses are equal and
-none is at the threshold, so that all forms select the same.
+binary cross entropy: logits, targets of 0 and 1 and a mask of the same shape. The inputs have no loss
+next to the bound of the selection, so that all forms select the same in any dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Hard:
 
     def fewest(self, labels: Tensor) -> int:
         """`min_kept`, of images that are too small for it a tenth."""
-        return min(self.min_kept, labels.numel() // 10)
+        return max(1, min(self.min_kept, labels.numel() // 10))
 
     def sorting(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The form of HRNet and mmsegmentation: the p of all valid pixels are sorted."""

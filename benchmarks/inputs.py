@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .baselines_margin_softmax import MARGIN
-from .baselines_mining import THRESHOLD
+from .baselines_mining import RATIO, THRESHOLD
 from .baselines_sigmoid_focal import one_hot_without_background
 from .baselines_softmax_focal import IGNORE
 from .workload import Case, Inputs
@@ -19,6 +20,8 @@ PRIOR_LOGIT = -math.log(99.0)
 IGNORED_SHARE = 0.05
 AT_THRESHOLD = 1e-5
 """Pixels whose p is so close to OHEM's threshold are ignored."""
+CANDIDATES_A_GAP = 1_000
+"""Of so many candidates one is left out at the end of the hardest, where rounding would decide."""
 TEXT_SHARE, MASKED_SHARE = 0.03, 0.02
 EMBEDDING = 512
 """Width of the features that the classes of a face recognition are compared with."""
@@ -81,20 +84,42 @@ def segmentation(case: Case, device: torch.device) -> Inputs:
     return Inputs(logits.to(case.dtype).requires_grad_(), (labels,))
 
 
-def mined(case: Case, device: torch.device) -> Inputs:
-    """Segmentation without a pixel at OHEM's threshold, of which forms in other dtypes could differ."""
-    inputs = segmentation(case, device)
+def mined(case: Case, device: torch.device, *, share: float = 0.0) -> Inputs:
+    """Segmentation or classification with no row at the bound of the selection: rounding would decide.
+
+    The bound is OHEM's threshold or, given a `share`, the loss of the last of the hardest pixels.
+    """
+    setup = classification if len(case.shape) == 2 else segmentation
+    inputs = setup(case, device)
     (labels,) = inputs.args
-    known = torch.where(labels == IGNORE, 0, labels).unsqueeze(1)
-    p = torch.softmax(inputs.logits.detach().float(), 1).gather(1, known).squeeze(1)
-    labels[(p - THRESHOLD).abs() < AT_THRESHOLD] = IGNORE
+    logits = inputs.logits.detach().float()
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    if share:
+        valid = labels != IGNORE
+        count = int(valid.sum())
+        wanted = int(share * (count - _gap(count)))  # of what is valid afterwards
+        labels.view(-1)[_after_the_hardest(losses, valid, wanted)] = IGNORE
+    else:
+        labels[(torch.exp(-losses) - THRESHOLD).abs() < AT_THRESHOLD] = IGNORE
     return inputs
+
+
+def _gap(candidates: int) -> int:
+    return max(1, candidates // CANDIDATES_A_GAP)
+
+
+def _after_the_hardest(losses: Tensor, candidate: Tensor, wanted: int) -> Tensor:
+    """Flat indices of the candidates that follow on the `wanted` largest losses, a gap of them."""
+    count = int(candidate.sum())
+    ranked = torch.where(candidate, losses, -math.inf).view(-1)
+    return ranked.topk(min(wanted + _gap(count), count)).indices[wanted:]
 
 
 def text(case: Case, device: torch.device) -> Inputs:
     """Logits, targets of 0 and 1 and a mask, as text detectors have: patches of text, most of it found.
 
-    3 % of the elements are text, in patches of 8; 2 % are masked out, in patches of 32.
+    3 % of the elements are text, in patches of 8; 2 % are masked out, in patches of 32, and so are a
+    few elements next to the bound of the selection.
     """
     generator = _generator(device)
     shape = (case.shape[0], *case.shape[2:])
@@ -103,7 +128,11 @@ def text(case: Case, device: torch.device) -> Inputs:
     target[..., :8, :8] = mask[..., :8, :8] = 1.0  # some, however small the images
     logits = torch.randn(case.shape, generator=generator, device=device).mul_(2.0)
     logits += 8.0 * target - 5.0
-    return Inputs(logits.to(case.dtype).requires_grad_(), (target, mask))
+    logits = logits.to(case.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    wanted = int(RATIO * int((target * mask).sum()))
+    mask.view(-1)[_after_the_hardest(losses, (1 - target) * mask > 0, wanted)] = 0.0
+    return Inputs(logits.requires_grad_(), (target, mask))
 
 
 def _every_class(inputs: Inputs) -> Inputs:

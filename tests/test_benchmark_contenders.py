@@ -48,6 +48,14 @@ def test_every_contender_of_every_case_is_right(case: Case) -> None:
     assert {"eager", "fusedloss"} <= set(ready.contenders)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in cases.CASES if case.series == "small"], ids=lambda case: case.name
+)
+def test_every_contender_of_a_small_case_is_right_at_its_own_size(case: Case) -> None:
+    ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
+    assert {"eager", "fusedloss"} <= set(ready.contenders)
+
+
 def test_the_margins_have_the_contenders_that_need_no_package() -> None:
     assert {"eager", "insightface", "fusedloss"} <= set(margin_softmax.contenders())
     assert list(linear.contenders()) == ["eager", "unchunked", "fusedloss"]
