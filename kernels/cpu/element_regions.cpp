@@ -201,7 +201,7 @@ void backward_elements(const PointwiseCall& given, const RegionCall& regions, co
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t count = end - at < kBlock ? end - at : kBlock;
       const BlockInputs<T, T> in = reader.read(at, count, buffers, report);
-      T* grad = writer.target(at, buffers.grad);
+      T* grad = writer.target(at, count, buffers.grad);
       const bool finite = write_block(plan, loss, in, upstream, at, count, table, grad);
       // 0 times a slope that is not finite.
       for (int64_t i = 0; !finite && i < count; ++i)

@@ -80,10 +80,10 @@ void mined_elements_forward(PointwiseCall call, const Loss& loss, MiningCall min
     const auto mark = masked ? mark_elements<true, X, T, Loss> : mark_elements<false, X, T, Loss>;
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t count = end - at < kBlock ? end - at : kBlock;
-      T* marks = writer.target(at, buffers.marks);
+      T* marks = writer.target(at, count, buffers.marks);
       mark(loss, logits.read(at, count, buffers.logit, buffers.fresh),
            targets.read(at, count, buffers.target, buffers.fresh),
-           mask.read(at, count, buffers.mask, buffers.fresh), count, marks);
+           mask.read(at, count, buffers.mask, buffers.fresh), whole_vectors(count), marks);
       buffers.fresh = false;
       if (one_slice) slots[task] += count_block<T>(marks, nullptr, count);
       writer.finish(at, count, marks);
@@ -140,15 +140,17 @@ void mined_elements_backward(PointwiseCall call, const Loss& loss, MinedGradient
     ElementBuffers<X, T> buffers;
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t count = end - at < kBlock ? end - at : kBlock;
-      X* grads = writer.target(at, buffers.grad);
+      const int64_t whole = whole_vectors(count);
+      X* grads = writer.target(at, count, buffers.grad);
       const T shares = share_block(call.shape, mined, at, count,
                                    marks.read(at, count, buffers.marks, true), buffers.factor);
       if (shares == T(0)) {
         std::fill_n(grads, count, X{});
       } else {
-        scale_shares(incoming.read(at, count, buffers.mask, true), scale, count, buffers.factor);
+        std::fill_n(buffers.factor + count, whole - count, T(0));
+        scale_shares(incoming.read(at, count, buffers.mask, true), scale, whole, buffers.factor);
         mined_gradients(loss, logits.read(at, count, buffers.logit, true),
-                        targets.read(at, count, buffers.target, true), buffers.factor, count,
+                        targets.read(at, count, buffers.target, true), buffers.factor, whole,
                         grads);
       }
       writer.finish(at, count, grads);

@@ -124,7 +124,7 @@ class PointwiseReader {
   // Class indices become the block's 0/1 targets: zeros and, for each row, one 1.
   void read_labels(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers, BlockInputs<X, T>& in,
                    LabelReport& report) const {
-    std::fill_n(buffers.target, count, T(0));
+    std::fill_n(buffers.target, whole_vectors(count), T(0));
     in.target = buffers.target;
     with_typed_labels(call_.target, [&](const auto* labels) {
       if (call_.shape.ndim <= 2 && call_.shape.class_dim == call_.shape.ndim - 1)
@@ -189,9 +189,10 @@ class PointwiseReader {
 
   void ignore(int64_t begin, int64_t length, int64_t count, BlockBuffers<X, T>& buffers,
               BlockInputs<X, T>& in) const {
-    if (in.logit != buffers.logit) std::copy_n(in.logit, count, buffers.logit);
-    if (in.weight != buffers.weight) std::copy_n(in.weight, count, buffers.weight);
-    if (in.target != buffers.target) std::copy_n(in.target, count, buffers.target);
+    const int64_t whole = whole_vectors(count);
+    if (in.logit != buffers.logit) std::copy_n(in.logit, whole, buffers.logit);
+    if (in.weight != buffers.weight) std::copy_n(in.weight, whole, buffers.weight);
+    if (in.target != buffers.target) std::copy_n(in.target, whole, buffers.target);
     std::fill_n(buffers.logit + begin, length, X{});
     std::fill_n(buffers.target + begin, length, T(0));
     std::fill_n(buffers.weight + begin, length, T(0));
@@ -218,10 +219,10 @@ TaskTotals run_task(const PointwiseCall& call, const Loss& loss,
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t count = end - at < kBlock ? end - at : kBlock;
     const BlockInputs<X, T> in = reader.read(at, count, buffers, totals.report);
-    T* losses = loss_writer.target(at, buffers.loss);
-    X* grads = grad_writer.target(at, buffers.grad);
-    evaluate_block<kPass>(loss, in.logit, in.target, in.side, in.weight, in.upstream, scale, count,
-                          losses, grads);
+    T* losses = loss_writer.target(at, count, buffers.loss);
+    X* grads = grad_writer.target(at, count, buffers.grad);
+    evaluate_block<kPass>(loss, in.logit, in.target, in.side, in.weight, in.upstream, scale,
+                          whole_vectors(count), losses, grads);
     if (kPass != Pass::kGrad) totals.loss += sum_block(losses, count);
     totals.valid += in.valid;
     loss_writer.finish(at, count, losses);

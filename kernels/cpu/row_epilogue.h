@@ -19,10 +19,6 @@ struct RowArrays {
       target[kRows];  // RowGradient, softmax for e^(x - max)
 };
 
-// The loops over rows take a few more than there are, of which nothing is used, rather than a
-// scalar tail, which would be all there is where long rows make small blocks.
-constexpr int64_t whole_vectors(int64_t rows) { return (rows + 15) / 16 * 16; }
-
 // What is the same for all rows of a call.
 template <class T>
 struct RowConstants {

@@ -30,9 +30,9 @@ void scale_gradient(ScaleCall call, const cpu::Threads& threads) {
     alignas(64) T factors[cpu::kBlock];
     for (int64_t at = begin; at < end; at += cpu::kBlock) {
       const int64_t count = end - at < cpu::kBlock ? end - at : cpu::kBlock;
-      X* target = out.target(at, results);
+      X* target = out.target(at, count, results);
       multiply(grad.read(at, count, grads, true), factor.read(at, count, factors, at == begin),
-               scale, count, target);
+               scale, cpu::whole_vectors(count), target);
       out.finish(at, count, target);
     }
   });

@@ -12,6 +12,11 @@ namespace fusedloss::cpu {
 
 constexpr int64_t kBlock = 1024;  // elements; five float blocks and the outputs fit a 32 KiB L1
 
+// Hot loops take whole vectors, of which nothing is used beyond the last element: a scalar tail is
+// slow where blocks are small, and compilers contract it to other multiply-adds than the vectors,
+// so that an element's last digit would depend on its place.
+constexpr int64_t whole_vectors(int64_t count) { return (count + 15) / 16 * 16; }
+
 // A stretch of the iteration space along its innermost dimension.
 struct Run {
   int64_t offset_in_block;
@@ -167,7 +172,8 @@ inline constexpr DType kDTypeOf<Float16> = DType::kFloat16;
 template <>
 inline constexpr DType kDTypeOf<BFloat16> = DType::kBFloat16;
 
-// An input operand as blocks of T: where it lies already right, the pointer itself.
+// An input operand as blocks of T, whole vectors of them: where it lies already right, the pointer
+// itself.
 template <class T>
 class BlockReader {
  public:
@@ -190,12 +196,15 @@ class BlockReader {
   // `buffer` (kBlock values) belongs to this operand for the whole task; `fresh` is true on the
   // task's first block, or after someone wrote into the buffer.
   const T* read(int64_t begin, int64_t count, T* buffer, bool fresh) const {
-    if (kind_ == Kind::kInPlace) return static_cast<const T*>(view_.data) + begin;
-    if (kind_ == Kind::kCopy) {
-      copy_in(shape_, view_, linear_, begin, count, buffer);
-    } else if (fresh) {
-      std::fill_n(buffer, kBlock, constant_);
+    if (kind_ == Kind::kConstant) {
+      if (fresh) std::fill_n(buffer, kBlock, constant_);
+      return buffer;
     }
+    const int64_t whole = whole_vectors(count);
+    if (kind_ == Kind::kInPlace && count == whole)
+      return static_cast<const T*>(view_.data) + begin;
+    copy_in(shape_, view_, linear_, begin, count, buffer);
+    std::fill_n(buffer + count, whole - count, T{});
     return buffer;
   }
 
@@ -208,7 +217,7 @@ class BlockReader {
   bool linear_ = false;
 };
 
-// An output operand: compute into target(), then finish().
+// An output operand: compute whole vectors into target(), then finish().
 template <class T>
 class BlockWriter {
  public:
@@ -216,14 +225,17 @@ class BlockWriter {
     linear_ = is_linear(shape, view);
     in_place_ = view.data != nullptr && linear_ && view.dtype == kDTypeOf<T>;
   }
-  T* target(int64_t begin, T* buffer) const {
-    return in_place_ ? static_cast<T*>(view_.data) + begin : buffer;
+  T* target(int64_t begin, int64_t count, T* buffer) const {
+    return is_in_place(count) ? static_cast<T*>(view_.data) + begin : buffer;
   }
   void finish(int64_t begin, int64_t count, const T* buffer) const {
-    if (!in_place_ && view_.data != nullptr) copy_out(shape_, view_, linear_, begin, count, buffer);
+    if (view_.data != nullptr && !is_in_place(count))
+      copy_out(shape_, view_, linear_, begin, count, buffer);
   }
 
  private:
+  bool is_in_place(int64_t count) const { return in_place_ && count == whole_vectors(count); }
+
   const Shape& shape_;
   const TensorView view_;
   bool linear_, in_place_;
