@@ -212,15 +212,21 @@ TRACED = {
 }
 
 
+def begins_gradient(options: dict[str, Any]) -> bool:
+    """Whether OHEM's forward begins the gradient: of a threshold, for one number that comes in."""
+    return options.get("reduction") != "none" and options.get("threshold", 0.7) > 0
+
+
 @each_run(CASES)
 def test_opcheck(case: Case, schedule: str) -> None:
     checks = ALL_CHECKS if case.name in TRACED else CHEAP_CHECKS
     for dtype in (torch.float32, torch.bfloat16):
         calls = recorded(case, dtype, schedule)
-        backward = {
-            "forward": ["scale_gradient", "scale_gradient_"],
-            "recompute": [case.loss.backward_op] * 2,
-        }[schedule]
+        backward = [case.loss.backward_op] * 2
+        if schedule == "forward" and not case.loss.mined:
+            backward = ["scale_gradient", "scale_gradient_"]
+        elif schedule == "forward" and begins_gradient(case.options):
+            backward[1] += "_"
         assert [func._opname for func, _ in calls] == [case.loss.forward_op, *backward]
         for func, args in {func: (func, args) for func, args in calls}.values():
             torch.library.opcheck(func, args, test_utils=checks)

@@ -88,8 +88,14 @@ RULES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("begin_grad", [False, True], ids=["", "begun"])
 def test_rows_against_a_sort(
-    shape: tuple[int, ...], rule: str, dtype: torch.dtype, reduction: str, weighted: bool
+    begin_grad: bool,
+    shape: tuple[int, ...],
+    rule: str,
+    dtype: torch.dtype,
+    reduction: str,
+    weighted: bool,
 ) -> None:
     args = row_numbers(**RULES[rule], reduction=REDUCTIONS[reduction])
     x, target = rows(shape, dtype)
@@ -99,7 +105,7 @@ def test_rows_against_a_sort(
         args = args._replace(threshold=args.threshold + 1e-3)
 
     leaf = x.clone().requires_grad_()
-    loss, _, marks, selection = MinedCrossEntropy.apply(leaf, target, given, args)
+    loss, _, marks, selection, _ = MinedCrossEntropy.apply(leaf, target, given, args, begin_grad)
     exact = x.double().requires_grad_()
     losses, kept = expected_rows(exact, target, weight, args)
     got = shares(marks, selection)
@@ -221,11 +227,11 @@ def test_tied_rows_share_and_whole_ties_do_not() -> None:
     x[:3, 0] = -2.0  # three hard ones; seven tied
     target = torch.zeros(10, dtype=torch.long)
     args = row_numbers(number=5, reduction=REDUCTIONS["none"])
-    loss, _, marks, selection = MinedCrossEntropy.apply(x, target, None, args)
+    loss, _, marks, selection, _ = MinedCrossEntropy.apply(x, target, None, args, False)
     assert shares(marks, selection).tolist() == [1.0] * 3 + [pytest.approx(2 / 7)] * 7
     assert loss[3].item() == pytest.approx(math.log(4) * 2 / 7)
     whole = args._replace(wanted=WANTED["together"], whole_ties=True)
-    loss, _, marks, selection = MinedCrossEntropy.apply(x, target, None, whole)
+    loss, _, marks, selection, _ = MinedCrossEntropy.apply(x, target, None, whole, False)
     assert shares(marks, selection).tolist() == [1.0] * 10
 
 
@@ -234,13 +240,13 @@ def test_nothing_selected_is_zero_and_stays_attached() -> None:
         x = torch.randn(6, 3, requires_grad=True)
         target = torch.full((6,), IGNORE)
         args = row_numbers(wanted=WANTED["fraction"], factor=0.5, reduction=reduction)
-        loss = MinedCrossEntropy.apply(x, target, None, args)[0]
+        loss = MinedCrossEntropy.apply(x, target, None, args, False)[0]
         assert loss.abs().sum() == 0
         loss.sum().backward()
         assert x.grad is not None
         assert x.grad.abs().sum() == 0
         empty = torch.randn(0, 3, requires_grad=True)
-        loss = MinedCrossEntropy.apply(empty, target[:0], None, args)[0]
+        loss = MinedCrossEntropy.apply(empty, target[:0], None, args, True)[0]
         loss.sum().backward()
         assert loss.sum() == 0
         assert empty.grad is not None
@@ -249,7 +255,35 @@ def test_nothing_selected_is_zero_and_stays_attached() -> None:
 
 def test_a_bad_label_is_an_index_error() -> None:
     with pytest.raises(IndexError, match="label 7"):
-        MinedCrossEntropy.apply(torch.zeros(4, 3), torch.tensor([0, 1, 7, 2]), None, row_numbers())
+        MinedCrossEntropy.apply(
+            torch.zeros(4, 3), torch.tensor([0, 1, 7, 2]), None, row_numbers(), False
+        )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("number", [0, 10**9])
+def test_backward_completes_what_forward_began(shape: tuple[int, ...], number: int) -> None:
+    """In place once the graph may go, as often as wanted before, and also where more is selected than
+    the threshold selects. What is not selected gets zeros whatever comes in.
+    """
+    x, target = rows(shape, torch.float32)
+    args = row_numbers(threshold=0.3, wanted=WANTED["together"], number=number)
+    leaf = x.clone().requires_grad_()
+    expected = MinedCrossEntropy.apply(leaf, target, None, args, False)[0]
+    (expected,) = torch.autograd.grad(expected, leaf, torch.tensor(3.0))
+    loss, _, marks, selection, begun = MinedCrossEntropy.apply(leaf, target, None, args, True)
+    always = shares(marks, torch.tensor([[2**31 - 1, 0]], dtype=torch.int32)) > 0
+    if shape[1] > 1:
+        assert torch.equal((begun != 0).any(1), always)
+    for keep in (True, True, False):
+        (grad,) = torch.autograd.grad(loss, leaf, torch.tensor(3.0), retain_graph=keep)
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-9)
+        assert (grad.data_ptr() == begun.data_ptr()) == (not keep)
+    loss, _, marks, selection, _ = MinedCrossEntropy.apply(leaf, target, None, args, True)
+    (grad,) = torch.autograd.grad(loss, leaf, torch.tensor(NOT_A_NUMBER))
+    selected = shares(marks, selection) > 0
+    assert not grad.movedim(1, -1)[~selected].any()
+    assert grad.movedim(1, -1)[selected].isnan().all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -261,7 +295,7 @@ def test_second_derivatives_are_those_of_the_fixed_selection(reduction: str) -> 
     leaf = torch.where(valid, x, 0.0).requires_grad_()
 
     def loss(value: Tensor) -> Tensor:
-        return MinedCrossEntropy.apply(value, target, weight, args)[0].sum()
+        return MinedCrossEntropy.apply(value, target, weight, args, False)[0].sum()
 
     (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     (plain,) = torch.autograd.grad(loss(leaf), leaf)

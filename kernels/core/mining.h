@@ -79,6 +79,10 @@ template <class T>
 FUSEDLOSS_HD Selection<T> no_candidates() {
   return {std::numeric_limits<T>::quiet_NaN(), T(0)};
 }
+template <class T>
+FUSEDLOSS_HD bool has_candidates(Selection<T> selection) {
+  return selection.cut == selection.cut || selection.share != T(0);
+}
 
 // Which part of a row's or element's loss and gradient counts.
 template <class T>
@@ -163,6 +167,9 @@ struct MinedGradientCall {
   TensorView marks;
   TensorView slice;       // strides alone: an element's slice is their sum over its place
   const void* selection;  // Selection<T>[num_slices]
+  // Rows on the CPU: call.grad holds what forward wrote there, the gradient of the always selected
+  // for an incoming gradient and a scale of 1.
+  bool begun;
 };
 
 }  // namespace fusedloss

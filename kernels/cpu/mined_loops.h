@@ -21,6 +21,28 @@ FUSEDLOSS_CPU_LEVELS void mark_rows(T threshold, int64_t count, const RowArrays<
   }
 }
 
+// Of rows whose coefficients are known, leaves those of the always selected: the others lose their
+// label. Returns how many are left; `clear` as of mined_coefficients.
+template <class T>
+FUSEDLOSS_CPU_LEVELS int64_t keep_always_selected(int64_t count, const T* __restrict marks,
+                                                  RowArrays<T>& rows, bool& clear) {
+  Label<T> selected = 0, unclear = 0;
+#pragma omp simd reduction(+ : selected, unclear)
+  for (int64_t i = 0; i < count; ++i) {
+    // Of marks as signed numbers: always selected ones are negative, what is left out is -1.
+    const Label<T> mark = bit_cast<Label<T>>(marks[i]);
+    const bool always = (mark < 0) & (mark != -1);
+    const Label<T> own = rows.label[i];
+    const T softmax = rows.softmax[i], others = rows.others[i];
+    rows.label[i] = always ? own : Label<T>(kNoClass);
+    rows.softmax[i] = always ? softmax : T(0);
+    selected += always;
+    unclear += !always & !(others - others == T(0));
+  }
+  clear = unclear > 0;
+  return selected;
+}
+
 // What the gradients of a block's rows are multiplied by: the share of what comes in. Rows that are
 // not selected lose their label. Returns how many are left. (Everything is computed for every row:
 // where that depends on a comparison, GCC makes branches of it.)

@@ -4,12 +4,16 @@
 // are not selected lose their label and count as ignored ones. Of a block without selected rows it
 // reads no logits; along rows, the logits of a few selected ones are gathered from their block;
 // else all of the block are computed. Along classes each row stands alone.
+//
+// Where a threshold selects, forward may write the gradient of the rows above it while it has their
+// exponentials. Unless others turn out to be selected too, backward only multiplies that.
 #pragma once
 
 #include <vector>
 
 #include "mined_loops.h"
 #include "row_softmax.h"
+#include "scale.h"
 #include "select.h"
 
 namespace fusedloss::cpu {
@@ -27,48 +31,6 @@ struct MinedTools {
   alignas(64) T marks[kRows] = {}, values[kRows] = {};
   int32_t places[kRows];
 };
-
-template <class X, class T>
-MarkTotals mark_task(const RowPlan& plan, const MiningCall& mining, int64_t begin, int64_t end,
-                     MinedTools<X, T>& tools, LabelReport& report) {
-  RowArrays<T>& rows = tools.rows;
-  const RowConstants<T> constants = row_constants<T>(plan.call);
-  const bool has_values = mining.select.values != nullptr;
-  TensorView values = mining.marks;
-  values.data = mining.select.values;
-  MarkTotals totals;
-  for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
-    const int64_t whole = whole_vectors(count);
-    read_labels(plan, at, count, rows, report);
-    tools.walk.template sums<Terms::kNone, false>(at, count, nullptr, false, rows);
-    finish_rows<true, false>(MinedCrossEntropy<T>{}, constants, whole, rows);
-    mark_rows(static_cast<T>(mining.threshold), whole, rows, tools.marks, tools.values);
-    totals += count_block<T>(tools.marks, has_values ? tools.values : nullptr, count);
-    write_rows(plan, mining.marks, at, count, tools.marks);
-    write_rows(plan, values, at, count, tools.values);
-  });
-  return totals;
-}
-
-template <class X>
-LabelReport mined_rows_forward(const RowSoftmaxCall& call, MiningCall mining,
-                               const Threads& threads) {
-  using T = Accumulator<X>;
-  const RowPlan plan = plan_rows(call, 1.0, &mining.marks);
-  std::vector<MarkTotals> slots(num_row_tasks(plan));
-  std::vector<LabelReport> reports(slots.size());
-  using Tools = MinedTools<X, T>;
-  for_each_row_task<Tools>(
-      plan, threads, [&](int64_t task, int64_t begin, int64_t end, Tools& tools) {
-        slots[task] = mark_task(plan, mining, begin, end, tools, reports[task]);
-      });
-  MarkTotals total;
-  for (const MarkTotals& slot : slots) total += slot;
-  select<T>(mining.select, &total, threads);
-  for (const LabelReport& report : reports)
-    if (report.bad_label) return report;
-  return {};
-}
 
 // A block of which nothing is selected.
 template <class X, class T>
@@ -109,12 +71,19 @@ bool write_few(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, 
   return true;
 }
 
-// The gradient of a block along the rows, all of which are computed.
+// The gradient of a whole block from its exponentials and coefficients. `clear`: rows without a
+// label may hold exponentials that a coefficient of 0 does not make 0.
 template <class X, class T>
-void write_pixels(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<X, T>& tools) {
+void write_block(const RowPlan& plan, int64_t begin, int64_t count, bool clear,
+                 MinedTools<X, T>& tools) {
   RowArrays<T>& rows = tools.rows;
-  tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
-  const bool clear = mined_coefficients(count, rows);
+  if (!plan.along_rows)
+    return tools.walk.write_along_classes(
+        begin, count, rows, [&](int64_t i, const T* exps, X* out) {
+          GradientLoops<X, Terms::kNone>::row(exps, plan.call.num_classes, nullptr, rows.softmax[i],
+                                              T(0), out);
+          out[rows.label[i]] = from<X>(rows.target[i]);
+        });
   tools.walk.write_along_rows(
       begin, count, clear, rows, [&](const T* exps, X* out, int64_t out_step) {
         GradientLoops<X, Terms::kNone>::pixels(exps, tools.walk.step(), plan.call.num_classes,
@@ -123,18 +92,55 @@ void write_pixels(const RowPlan& plan, int64_t begin, int64_t count, MinedTools<
       });
 }
 
-// The same along the classes, where rows that are not selected are passed over.
 template <class X, class T>
-void write_rows_of_classes(const RowPlan& plan, int64_t begin, int64_t count,
-                           MinedTools<X, T>& tools) {
+MarkTotals mark_task(const RowPlan& plan, const MiningCall& mining, int64_t begin, int64_t end,
+                     MinedTools<X, T>& tools, LabelReport& report) {
   RowArrays<T>& rows = tools.rows;
-  tools.walk.template sums<Terms::kNone, false>(begin, count, nullptr, true, rows);
-  mined_coefficients(count, rows);
-  tools.walk.write_along_classes(begin, count, rows, [&](int64_t i, const T* exps, X* out) {
-    GradientLoops<X, Terms::kNone>::row(exps, plan.call.num_classes, nullptr, rows.softmax[i], T(0),
-                                        out);
-    out[rows.label[i]] = from<X>(rows.target[i]);
+  const bool with_grad = plan.call.grad.data != nullptr;
+  const auto finish = with_grad ? finish_rows<true, true, MinedCrossEntropy<T>, T>
+                                : finish_rows<true, false, MinedCrossEntropy<T>, T>;
+  const RowConstants<T> constants = row_constants<T>(plan.call);
+  const bool has_values = mining.select.values != nullptr;
+  TensorView values = mining.marks;
+  values.data = mining.select.values;
+  MarkTotals totals;
+  for_each_block(plan, begin, end, [&](int64_t at, int64_t count) {
+    const int64_t whole = whole_vectors(count);
+    read_labels(plan, at, count, rows, report);
+    tools.walk.template sums<Terms::kNone, false>(at, count, nullptr, with_grad, rows);
+    finish(MinedCrossEntropy<T>{}, constants, whole, rows);
+    mark_rows(static_cast<T>(mining.threshold), whole, rows, tools.marks, tools.values);
+    totals += count_block<T>(tools.marks, has_values ? tools.values : nullptr, count);
+    write_rows(plan, mining.marks, at, count, tools.marks);
+    write_rows(plan, values, at, count, tools.values);
+    if (!with_grad) return;
+    bool clear = false;
+    if (keep_always_selected(count, tools.marks, rows, clear) > 0)
+      write_block(plan, at, count, clear, tools);
+    else
+      write_zeros(plan, at, count, tools);
   });
+  return totals;
+}
+
+template <class X>
+LabelReport mined_rows_forward(const RowSoftmaxCall& call, MiningCall mining,
+                               const Threads& threads) {
+  using T = Accumulator<X>;
+  const RowPlan plan = plan_rows(call, 1.0, &mining.marks);
+  std::vector<MarkTotals> slots(num_row_tasks(plan));
+  std::vector<LabelReport> reports(slots.size());
+  using Tools = MinedTools<X, T>;
+  for_each_row_task<Tools>(
+      plan, threads, [&](int64_t task, int64_t begin, int64_t end, Tools& tools) {
+        slots[task] = mark_task(plan, mining, begin, end, tools, reports[task]);
+      });
+  MarkTotals total;
+  for (const MarkTotals& slot : slots) total += slot;
+  select<T>(mining.select, &total, threads);
+  for (const LabelReport& report : reports)
+    if (report.bad_label) return report;
+  return {};
 }
 
 template <class X, class T>
@@ -152,16 +158,30 @@ void mined_gradient_task(const RowPlan& plan, const MinedGradientCall& mined, in
         share_rows(selection, scale, count, tools.marks, rows.upstream, rows.label);
     const double part = static_cast<double>(selected) / static_cast<double>(count);
     if (selected == 0) return write_zeros(plan, at, count, tools);
-    if (!plan.along_rows) return write_rows_of_classes(plan, at, count, tools);
-    if (part < kFewSelected && write_few(plan, at, count, tools)) return;
-    write_pixels(plan, at, count, tools);
+    if (plan.along_rows && part < kFewSelected && write_few(plan, at, count, tools)) return;
+    tools.walk.template sums<Terms::kNone, false>(at, count, nullptr, true, rows);
+    write_block(plan, at, count, mined_coefficients(count, rows), tools);
   });
+}
+
+// What is left to do where forward has written the gradient of all that is selected. Returns false
+// where it has not, and where a factor would make other than zeros of what is not selected.
+template <class T>
+bool finish_begun(const RowSoftmaxCall& call, const MinedGradientCall& mined,
+                  const Threads& threads) {
+  if (has_candidates(*static_cast<const Selection<T>*>(mined.selection))) return false;
+  const BlockReader<T> incoming(call.shape, call.grad_output, T(1));
+  const T factor = incoming.value() * *static_cast<const T*>(call.scale);
+  if (!incoming.constant() || factor - factor != T(0)) return false;
+  launch_scale_gradient({call.shape, call.grad, call.grad_output, call.grad, call.scale}, threads);
+  return true;
 }
 
 template <class X>
 void mined_rows_backward(const RowSoftmaxCall& call, MinedGradientCall mined,
                          const Threads& threads) {
   using T = Accumulator<X>;
+  if (mined.begun && finish_begun<T>(call, mined, threads)) return;
   RowPlan plan = plan_rows(call, 1.0, &mined.marks);
   plan.skips_ignored = true;
   using Tools = MinedTools<X, T>;

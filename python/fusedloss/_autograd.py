@@ -69,7 +69,7 @@ def _is_batched(grad: Tensor) -> bool:
     return any(query(grad) for query in _BATCH_QUERIES)
 
 
-def _memory_is_free(grad_output: Tensor) -> bool:
+def memory_is_free(grad_output: Tensor) -> bool:
     """Whether this backward may write over what forward saved: nobody will read it again."""
     return not (torch.compiler.is_compiling() or _keeps_graph() or _is_batched(grad_output))
 
@@ -79,7 +79,7 @@ def finish_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
 
     In place where the graph is not used again, and without touching memory where the product is 1.
     """
-    if not _memory_is_free(grad_output):
+    if not memory_is_free(grad_output):
         result: Tensor = ops.scale_gradient(grad, grad_output, scale)
         return result
     ops.scale_gradient_(grad, grad_output, scale)
@@ -307,7 +307,7 @@ class RowSoftmax(torch.autograd.Function):
         else:
             apart, over = ops.margin_softmax_bwd, ops.margin_softmax_bwd_
             given = (target, first, second, third, *args[:10])
-        if ctx.in_place and _memory_is_free(grad_output):
+        if ctx.in_place and memory_is_free(grad_output):
             place = input.detach()
             over(*forward, place, *given)
             # Whoever else saved the logits is told that they are gone.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._autograd import positional, reference_gradient
+from ._autograd import memory_is_free, positional, reference_gradient
 from ._mining import (
     MinedBinaryCrossEntropyArguments,
     MinedCrossEntropyArguments,
@@ -21,7 +21,10 @@ from ._ops import REDUCTIONS, accumulator_dtype, class_dim, library_path, ops
 
 @positional
 class MinedCrossEntropy(torch.autograd.Function):
-    """(input, target, weight, arguments) -> (loss, scale, marks, selection)."""
+    """(input, target, weight, arguments, begin_grad) -> (loss, scale, marks, selection, grad).
+
+    With ``begin_grad`` forward writes the gradient of the always selected, which backward completes.
+    """
 
     @staticmethod
     def forward(
@@ -29,25 +32,26 @@ class MinedCrossEntropy(torch.autograd.Function):
         target: Tensor,
         weight: Tensor | None,
         arguments: MinedCrossEntropyArguments,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = ops.mined_cross_entropy_fwd(
-            input, target, weight, *arguments
+        begin_grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = ops.mined_cross_entropy_fwd(
+            input, target, weight, *arguments, begin_grad
         )
         return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, target, weight, ctx.arguments = inputs
-        _, scale, marks, selection = output
-        ctx.mark_non_differentiable(scale, marks, selection)
+        input, target, weight, ctx.arguments, ctx.begun = inputs
+        _, scale, marks, selection, grad = output
+        ctx.mark_non_differentiable(scale, marks, selection, grad)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, target, weight, scale, marks, selection)
+        ctx.save_for_backward(input, target, weight, scale, marks, selection, grad)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        input, target, weight, scale, marks, selection = ctx.saved_tensors
+        input, target, weight, scale, marks, selection, grad = ctx.saved_tensors
         args: MinedCrossEntropyArguments = ctx.arguments
-        rest = (None,) * 3
+        rest = (None,) * 4
         if grad_output is None:
             return None, *rest
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -58,10 +62,11 @@ class MinedCrossEntropy(torch.autograd.Function):
                 return reference.mined_cross_entropy(x, target, weight, share, scale, args)
 
             return reference_gradient(loss, input, grad_output), *rest
-        grad = ops.mined_cross_entropy_bwd(
-            grad_output, scale, marks, selection, input, target, weight, args.ignore_index
-        )
-        return grad, *rest
+        call = (grad_output, scale, marks, selection, input, target, weight, args.ignore_index)
+        if ctx.begun and memory_is_free(grad_output):
+            ops.mined_cross_entropy_bwd_(grad, *call)
+            return grad, *rest
+        return ops.mined_cross_entropy_bwd(*call), *rest
 
 
 @positional
@@ -109,8 +114,9 @@ class MinedBinaryCrossEntropy(torch.autograd.Function):
 
 
 def _fake_rows_fwd(
-    input: Tensor, target: Tensor, weight: Tensor | None, *numbers: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *numbers, begin_grad = rest
     args = MinedCrossEntropyArguments(*numbers)
     dtype, dim = accumulator_dtype(input.dtype), class_dim(input)
     rows = [*input.shape[:dim], *input.shape[dim + 1 :]]
@@ -119,6 +125,7 @@ def _fake_rows_fwd(
         input.new_empty([], dtype=dtype),
         input.new_empty(rows, dtype=bits_dtype(input)),
         input.new_empty([1, 2], dtype=bits_dtype(input)),
+        torch.empty_like(input) if begin_grad else input.new_empty([0]),
     )
 
 
@@ -149,6 +156,10 @@ def _fake_elements_fwd(
     )
 
 
+def _fake_bwd_(*_: object) -> None:
+    return None
+
+
 def _fake_bwd(
     grad_output: Tensor, scale: Tensor, marks: Tensor, selection: Tensor, input: Tensor, *_: object
 ) -> Tensor:
@@ -159,6 +170,7 @@ if library_path() is not None:
     for _name, _fake in (
         ("mined_cross_entropy_fwd", _fake_rows_fwd),
         ("mined_cross_entropy_bwd", _fake_bwd),
+        ("mined_cross_entropy_bwd_", _fake_bwd_),
         ("mined_binary_cross_entropy_fwd", _fake_elements_fwd),
         ("mined_binary_cross_entropy_bwd", _fake_bwd),
     ):

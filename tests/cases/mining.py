@@ -17,7 +17,7 @@ from fusedloss import reference
 from .table import Case, Loss, uniform
 
 
-def _loss(function: str, operator: str) -> Loss:
+def _loss(function: str, operator: str, schedules: tuple[str, ...] = ("recompute",)) -> Loss:
     return Loss(
         function.removesuffix("_loss"),
         getattr(fusedloss, function),
@@ -25,12 +25,12 @@ def _loss(function: str, operator: str) -> Loss:
         MINED_LOSSES[function],
         f"mined_{operator}_fwd",
         f"mined_{operator}_bwd",
-        schedules=("recompute",),
+        schedules=schedules,
         mined=True,
     )
 
 
-OHEM = _loss("ohem_cross_entropy_loss", "cross_entropy")
+OHEM = _loss("ohem_cross_entropy_loss", "cross_entropy", ("recompute", "forward"))
 TOPK = _loss("topk_cross_entropy_loss", "cross_entropy")
 BALANCED = _loss("balanced_bce_loss", "binary_cross_entropy")
 NEGATIVES = _loss("hard_negative_mining_loss", "binary_cross_entropy")

@@ -107,12 +107,15 @@ class Case:
         return target
 
 
-def under_its_schedules(cases: list[Case]) -> list[Any]:
-    """(case, schedule): all that make a difference, as parameters of a test."""
+def under_its_schedules(cases: list[Case], *, on_cuda: bool = False) -> list[Any]:
+    """(case, schedule): all that make a difference, as parameters of a test. Of losses that mine only the
+    CPU's forward begins gradients.
+    """
     return [
         pytest.param(case, schedule, id=f"{case.name}-{schedule}")
         for case in cases
         for schedule in case.loss.schedules
+        if not (on_cuda and case.loss.mined and schedule == "forward")
     ]
 
 

@@ -51,9 +51,10 @@ def ohem_cross_entropy_loss(
 
     Returns:
         The loss: a scalar, or for ``"none"`` the input's shape without ``C``; float32 for half logits,
-        else the input's dtype. Forward keeps 4 bytes a pixel (8 for float64). First derivatives come
-        from the fused kernels, second ones from the eager reference on the same selection. Where
-        weight requires a gradient the reference computes all.
+        else the input's dtype. Forward keeps 4 bytes a pixel (8 for float64) and, on the CPU and unless
+        ``gradient_schedule("recompute")`` is on, the gradient that backward completes. First
+        derivatives come from the fused kernels, second ones from the eager reference on the same
+        selection. Where weight requires a gradient the reference computes all.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range, by name.
@@ -288,7 +289,7 @@ def _mined_rows(
         loss: Tensor = form(x, t, **options, **given)
         return loss
     arguments = MinedCrossEntropyArguments(*rule, ignore_index, _ops.REDUCTIONS[reduction])
-    call = (x, t, _ops.as_class_weight(w, x), arguments)
+    call = (x, t, _ops.as_class_weight(w, x), arguments, _begins_gradient(x, arguments))
     if torch.compiler.is_compiling():
         loss = MinedCrossEntropy.apply(*call)[0]
         return loss
@@ -297,6 +298,20 @@ def _mined_rows(
     except IndexError as error:  # which knows the family's name only
         raise IndexError(str(error).replace("mined cross entropy", name, 1)) from None
     return loss
+
+
+def _begins_gradient(x: Tensor, arguments: MinedCrossEntropyArguments) -> bool:
+    """Whether forward writes the gradient of what a threshold selects: on the CPU, which then has the
+    exponentials at hand, unless backward may not finish it in place.
+    """
+    return (
+        x.device.type == "cpu"
+        and arguments.threshold < math.inf
+        and arguments.reduction != _ops.REDUCTIONS["none"]
+        and differentiates(x)
+        and _backend.gradient_in_forward(x)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _mined_elements(
