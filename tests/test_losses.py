@@ -17,7 +17,8 @@ SCHEDULES = ("recompute", "forward")
 
 each_run = pytest.mark.parametrize(("case", "schedule"), under_its_schedules(CASES))
 each_emulated_run = pytest.mark.parametrize(
-    ("case", "schedule"), under_its_schedules([case for case in CASES if case.emulated], on_cuda=True)
+    ("case", "schedule"),
+    under_its_schedules([case for case in CASES if case.emulated], on_cuda=True),
 )
 each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 softmax_losses = pytest.mark.parametrize(

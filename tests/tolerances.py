@@ -64,6 +64,8 @@ def check_gradient(
     bound = (4 + luck) * eps + 2 * float((theirs - right).norm() / right.norm())
     assert relative <= bound, f"{what}: relative L2 error {relative:.3g}"
     if got.dtype == torch.float64:
-        bias_ulps *= 4  # eager's own: -17 units of 1,001 classes on AVX2, by long double, ours below 1
+        bias_ulps *= (
+            4  # eager's own: -17 units of 1,001 classes on AVX2, by long double, ours below 1
+        )
     bias = float((ours - right).mean() / right.abs().mean())
     assert abs(bias) <= (bias_ulps + luck) * eps, f"{what}: signed bias {bias:.3g}"

@@ -201,8 +201,7 @@ class BlockReader {
       return buffer;
     }
     const int64_t whole = whole_vectors(count);
-    if (kind_ == Kind::kInPlace && count == whole)
-      return static_cast<const T*>(view_.data) + begin;
+    if (kind_ == Kind::kInPlace && count == whole) return static_cast<const T*>(view_.data) + begin;
     copy_in(shape_, view_, linear_, begin, count, buffer);
     std::fill_n(buffer + count, whole - count, T{});
     return buffer;
