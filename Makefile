@@ -37,7 +37,7 @@ $(VENV)/bin/python:
 $(INSTALLED): $(VENV)/bin/python pyproject.toml
 	@echo "installing $(TORCH) and the tools into $(VENV)"
 	$(PIP) "$(TORCH)" "setuptools>=77" wheel build ninja cmake "pybind11>=2.13" numpy
-	$(PIP) "pytest>=8" "hypothesis>=6.100" "expecttest>=0.2" "scikit-learn>=1.3" "matplotlib>=3.7"
+	$(PIP) "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100" "expecttest>=0.2" "scikit-learn>=1.3" "matplotlib>=3.7"
 	@rm -f $(VENV)/.installed-* $(VENV)/.built-*
 	@touch "$@"
 
@@ -53,14 +53,13 @@ $(CMAKE_BUILD)/.built: $(INSTALLED) $(CMAKE_SOURCES)
 	@mkdir -p $(CMAKE_BUILD)
 	cmake -S . -B $(CMAKE_BUILD) -G Ninja -DPython_EXECUTABLE=$(BIN)/python > $(CMAKE_BUILD)/configure.log \
 	  || (cat $(CMAKE_BUILD)/configure.log; exit 1)
-	cmake --build $(CMAKE_BUILD)
+	cmake --build $(CMAKE_BUILD) --target fusedloss_testing fusedloss_emu_selftest
 	@touch "$@"
 
 cmake: $(CMAKE_BUILD)/.built
 
-test: build cmake
-	ctest --test-dir $(CMAKE_BUILD) --output-on-failure
-	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python -m pytest tests $(PYTEST_ARGS)
+test: build cmake sanitize
+	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python -m pytest tests -n auto $(PYTEST_ARGS)
 
 # The C++ tests under the address and undefined-behaviour sanitizers.
 sanitize: $(INSTALLED)

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     p.add_argument("--no-default-malloc", action="store_true", help="time warm malloc only")
     p.add_argument("--check-bars", action="store_true", help="exit 1 where a bar fails")
-    p.add_argument("--cuda-facts", type=Path, metavar="FILE", help="emulator and ptxas figures")
+    p.add_argument("--cuda-facts", type=Path, metavar="FILE", help="emulator and compiler figures")
     p.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
     p.add_argument("--wait-idle", type=float, default=0.0, metavar="S", help="for a quiet machine")
     p.add_argument("--list", action="store_true", help="list the cases and exit")

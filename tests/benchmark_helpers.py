@@ -23,7 +23,7 @@ GOOD = {
 FACTS: list[dict[str, Any]] = [
     {"kernel": "focal", "pass": "forward", "launches": 2, "bytes_moved": 101,
      "bytes_minimum": 100, "full_sectors": 1.0},
-    {"kernel": "focal<float>", "arch": "sm_90", "registers": 40, "spill_bytes": 8,
+    {"kernel": "focal<float>", "arch": "sm_90", "registers": 40, "local_bytes": 16,
      "occupancy": 0.5},
 ]  # fmt: skip
 

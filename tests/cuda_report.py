@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compiled_kernels
 import cuda_traffic
-import ptxas
 from emulated import load_testing_module
 
 
@@ -48,20 +48,20 @@ def traffic_rows() -> list[dict[str, Any]]:
 
 
 def compiler_rows() -> list[dict[str, Any]]:
-    """One row for each compiled kernel; none without nvcc."""
-    if ptxas.nvcc() is None:
+    """One row for each compiled kernel; none where the library has none."""
+    if not compiled_kernels.is_readable():
         return []
     return [
         {
             "kernel": k.name,
             "arch": k.architecture,
             "registers": k.registers,
-            "spill_bytes": k.spill_bytes,
+            "local_bytes": k.local_bytes,
             "shared_bytes": k.shared_bytes,
             # Double exponentials take registers; float64 is held to a limit of its own.
             "occupancy_of_double" if k.is_double else "occupancy": k.occupancy,
         }
-        for k in ptxas.compiled_kernels()
+        for k in compiled_kernels.compiled_kernels()
     ]
 
 

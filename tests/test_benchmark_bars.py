@@ -184,7 +184,7 @@ def test_cuda_facts_are_tabulated_judged_and_never_timed(tmp_path: Path) -> None
     for _, table in cuda_facts.tables(rows):
         assert [row[-1] for row in table] == ["time", cuda_facts.NOT_TIMED]
     failures = [verdict.bar for verdict in cuda_facts.evaluate(rows) if verdict.status == "FAIL"]
-    assert failures == ["CUDA spill_bytes at most 0 in all of 1, worst in focal<float> sm_90"]
+    assert failures == ["CUDA local_bytes at most 8 in all of 1, worst in focal<float> sm_90"]
 
 
 def test_cuda_facts_of_a_wrong_form_are_refused(tmp_path: Path) -> None:

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 
-import ptxas
+import compiled_kernels
 import pytest
 import torch
 from fusedloss import _ops
 
 OPERATORS = ("sigmoid_focal_fwd", "sigmoid_focal_bwd", "scale_gradient", "scale_gradient_")
 ROW_LOSSES = ("cross_entropy.cu", "margin_softmax.cu", "softmax_focal.cu")
-REGION_LOSSES = ("element_regions.cu", "softmax_regions.cu")
-MINING = ("mined_binary_cross_entropy.cu", "mined_cross_entropy.cu", "select.cu")
 # Losses that may be joined, none included, over rows and over elements (whose none are two).
 JOINED = 3
-needs_nvcc = pytest.mark.skipif(ptxas.nvcc() is None, reason="needs nvcc")
+needs_kernels = pytest.mark.skipif(
+    not compiled_kernels.is_readable(), reason="needs CUDA kernels in the library and cuobjdump"
+)
+# What an array of four half gradients takes that is not in registers, in kernels of a switched exponent.
+LOCAL_BYTES = 8
 
 
 def _library() -> str:
@@ -40,7 +41,7 @@ def test_operator_is_registered(operator: str) -> None:
 
 
 def test_cuda_kernels_are_built_where_they_can_be() -> None:
-    can = ptxas.nvcc() is not None and torch.version.cuda is not None
+    can = compiled_kernels.nvcc() is not None and torch.version.cuda is not None
     wanted = (os.environ.get("FUSEDLOSS_CUDA") or ("1" if can else "0")) == "1"
     assert _ops.build_facts()["cuda"] == wanted
 
@@ -58,48 +59,33 @@ def test_no_symbol_of_unstable_torch() -> None:
     assert "torch_call_dispatcher" in listed.stdout  # the list is the right one
 
 
-@needs_nvcc
+@needs_kernels
 def test_no_spills_and_half_occupancy() -> None:
-    kernels = ptxas.compiled_kernels()
-    assert {k.architecture for k in kernels} == {f"sm_{a}" for a in ptxas.ARCHITECTURES}
-    files = {"focal.cu", "scale.cu", *ROW_LOSSES, *REGION_LOSSES, *MINING}
-    assert {k.file for k in kernels} == files
-    print(f"\n{'kernel':<72} {'arch':<7} {'regs':>4} {'spill':>5} {'shared':>6} {'occupancy':>9}")
+    kernels = compiled_kernels.compiled_kernels()
+    held = _ops.build_facts()["cuda_architectures"]
+    wanted = {a for a in compiled_kernels.ARCHITECTURES if f"{a[3:-1]}.{a[-1]}" in held}
+    assert {k.architecture for k in kernels} == wanted
+    assert wanted
+    print(f"\n{'kernel':<72} {'arch':<7} {'regs':>4} {'local':>5} {'shared':>6} {'occupancy':>9}")
     for k in sorted(kernels, key=lambda k: (k.architecture, k.name)):
         print(
-            f"{k.name[:72]:<72} {k.architecture:<7} {k.registers:4} {k.spill_bytes:5} "
+            f"{k.name[:72]:<72} {k.architecture:<7} {k.registers:4} {k.local_bytes:5} "
             f"{k.shared_bytes:6} {k.occupancy:9.2f}"
         )
     for k in kernels:
-        assert k.spill_bytes == 0, f"{k.name} on {k.architecture} spills"
+        allowed = LOCAL_BYTES if "SwitchedPower" in k.name else 0
+        assert k.local_bytes <= allowed, f"{k.name} on {k.architecture} spills"
         # Double exponentials and logarithms take registers; the row kernels call several.
         rows = k.name.startswith(("row_", "region_rows"))
         least = 0.25 if k.is_double and rows else 0.5
         assert k.occupancy >= least, f"{k.name} on {k.architecture}: {k.registers} registers"
 
 
-def _disassembler() -> str | None:
-    found = shutil.which("cuobjdump")
-    if found:
-        return found
-    try:
-        import triton
-    except ImportError:
-        return None
-    path = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
-    return path if os.path.exists(path) else None
-
-
-@needs_nvcc
-@pytest.mark.skipif(_disassembler() is None, reason="needs cuobjdump")
+@needs_kernels
 def test_hot_path_moves_sixteen_bytes_an_instruction() -> None:
     if "9.0" not in _ops.build_facts()["cuda_architectures"]:
         pytest.skip("the library holds no CUDA kernels for sm_90")
-    listed = subprocess.run(
-        [str(_disassembler()), "-sass", "-arch", "sm_90", _library()],
-        capture_output=True,
-        text=True,
-    ).stdout
+    listed = compiled_kernels.disassemble("-sass", "-arch", "sm_90")
     functions = re.split(r"\n\s*Function : ", listed)[1:]
     assert functions, "no machine code for sm_90 in the library"
     # Three passes, of which two write gradients; a kernel for each of the three narrow logit types

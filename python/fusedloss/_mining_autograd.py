@@ -129,7 +129,7 @@ def _fake_rows_fwd(
     )
 
 
-def _like_marks(input: Tensor, mined_dims: int, dtype: torch.dtype) -> Tensor:
+def like_marks(input: Tensor, mined_dims: int, dtype: torch.dtype) -> Tensor:
     """Slices lie one after the other; a single one lies as the input does."""
     others, mined = slice_order(input.dim(), mined_dims)
     if not others:
@@ -149,9 +149,9 @@ def _fake_elements_fwd(
         slices *= input.size(d)
     none = args.reduction == REDUCTIONS["none"]
     return (
-        _like_marks(input, args.mined_dims, dtype) if none else input.new_empty([], dtype=dtype),
+        like_marks(input, args.mined_dims, dtype) if none else input.new_empty([], dtype=dtype),
         input.new_empty([], dtype=dtype),
-        _like_marks(input, args.mined_dims, bits_dtype(input)),
+        like_marks(input, args.mined_dims, bits_dtype(input)),
         input.new_empty([slices, 2], dtype=bits_dtype(input)),
     )
 

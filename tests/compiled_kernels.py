@@ -1,26 +1,23 @@
-"""What the CUDA compiler says of the kernels: registers, spills, shared memory, occupancy.
-
-Each .cu file is compiled for each architecture with `-Xptxas -v`, two at a time; the figures are kept in
-the build folder under a hash of the sources, so a second look costs nothing.
+"""What the CUDA compiler made of the kernels: registers, local and shared memory, occupancy; read from
+the machine code in the library, by the cuobjdump of the CUDA toolkit or of triton.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import re
 import shutil
 import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-ARCHITECTURES = ("80", "90", "100")
+from fusedloss import _ops
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # those that the tables are of
 REGISTERS_PER_MULTIPROCESSOR = 65536
 THREADS_PER_MULTIPROCESSOR = 2048  # sm_80, sm_90 and sm_100
-SHARED_PER_MULTIPROCESSOR = 164 * 1024  # of sm_80, the smallest; a block costs 1 KB beside its own
+# Of sm_80, the smallest. A block costs 1 KB beside its own, which the figures of sm_90 and later hold.
+SHARED_PER_MULTIPROCESSOR = 164 * 1024
 THREADS_PER_BLOCK = 256
 # Launches that are not of 256 threads without dynamic shared memory: (threads, bytes) as
 # kernels/cuda/row_softmax_launch.cuh, region_rows_launch.cuh and select.cu plan them, the largest of
@@ -44,12 +41,10 @@ MINED_TILE_BYTES = 24 * 1024 + 16  # beside the counts
 class Kernel:
     """One compiled kernel."""
 
-    file: str
     name: str
     architecture: str
     registers: int
-    stack_bytes: int
-    spill_bytes: int
+    local_bytes: int  # the stack frame: spilled registers, arrays that are not in registers
     shared_bytes: int
 
     @property
@@ -84,18 +79,28 @@ def nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
-def _sources() -> list[Path]:
-    return sorted((REPOSITORY / "kernels" / "cuda").glob("*.cu"))
+def cuobjdump() -> str | None:
+    """The disassembler of the CUDA toolkit, else triton's, or None."""
+    found = shutil.which("cuobjdump")
+    if found is not None:
+        return found
+    try:
+        import triton
+    except ImportError:
+        return None
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(path) if os.access(path, os.X_OK) else None
 
 
-def _source_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted((REPOSITORY / "kernels").rglob("*")):
-        if path.is_file():
-            digest.update(path.read_bytes())
-    version = subprocess.run([str(nvcc()), "--version"], capture_output=True, check=True)
-    digest.update(version.stdout)
-    return digest.hexdigest()[:16]
+def is_readable() -> bool:
+    """Whether there is a library with CUDA kernels, and a program to read them."""
+    return bool(_ops.build_facts()["cuda"]) and cuobjdump() is not None
+
+
+def disassemble(*options: str) -> str:
+    """What cuobjdump says of the library's kernels."""
+    command = [str(cuobjdump()), *options, str(_ops.library_path())]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _readable(names: list[str]) -> list[str]:
@@ -115,43 +120,22 @@ def _readable(names: list[str]) -> list[str]:
     return short
 
 
-def _compile(source: Path, architecture: str) -> list[Kernel]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [str(nvcc()), "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cubin"]
-        command += ["-Werror=cross-execution-space-call"]
-        command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xptxas=-v"]
-        command += ["-o", str(Path(folder) / "out.cubin"), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    pattern = (
-        r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
-    )
-    found = re.findall(pattern, done.stderr, re.DOTALL)
-    kernels = []
-    for name, match in zip(_readable([m[0] for m in found]), found, strict=True):
-        shared = re.search(r"(\d+) bytes smem", match[5])
-        kernels.append(
-            Kernel(
-                source.name,
-                name,
-                f"sm_{architecture}",
-                int(match[4]),
-                int(match[1]),
-                int(match[2]) + int(match[3]),
-                int(shared[1]) if shared else 0,
-            )
-        )
-    return kernels
-
-
 def compiled_kernels() -> list[Kernel]:
-    """Every kernel of every .cu file for every architecture."""
-    cache = REPOSITORY / "build" / "ptxas" / f"{_source_hash()}.json"
-    if cache.exists():
-        return [Kernel(**row) for row in json.loads(cache.read_text())]
-    jobs = [(source, arch) for source in _sources() for arch in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:
-        kernels = [k for some in pool.map(lambda job: _compile(*job), jobs) for k in some]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
+    """Every kernel for each of the architectures that the library holds."""
+    listed = re.findall(
+        r"^arch = (\S+)|^ Function (\S+):|^\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
+        disassemble("-res-usage"),
+        re.MULTILINE,
+    )
+    kernels = []
+    architecture = name = ""
+    names = iter(_readable([row[1] for row in listed if row[1]]))
+    for row in listed:
+        if row[0]:
+            architecture = row[0]
+        elif row[1]:
+            name = next(names)
+        elif architecture in ARCHITECTURES:
+            registers, stack, shared, local = map(int, row[2:])
+            kernels.append(Kernel(name, architecture, registers, stack + local, shared))
     return kernels
