@@ -18,8 +18,8 @@ CMAKE_BUILD ?= build/cmake
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 export PATH := $(BIN):$(PATH)
 
-SOURCES := setup.py pyproject.toml $(shell find csrc kernels -type f)
-CMAKE_SOURCES := CMakeLists.txt $(shell find kernels tests/emu tests/native -type f -not -name '*.pyc')
+SOURCES := setup.py pyproject.toml $(shell find csrc kernels -type f -not -name '*.py*')
+CMAKE_SOURCES := CMakeLists.txt $(shell find kernels tests/emu tests/native -type f -not -name '*.py*')
 # Another torch or another wish about CUDA is another installation.
 INSTALLED := $(VENV)/.installed-$(TORCH)
 space := $(subst ,, )
@@ -60,6 +60,7 @@ cmake: $(CMAKE_BUILD)/.built
 
 test: build cmake sanitize
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python -m pytest tests -n auto $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -n auto $(PYTEST_ARGS)
 
 # The C++ tests under the address and undefined-behaviour sanitizers.
 sanitize: $(INSTALLED)

@@ -203,7 +203,7 @@ def test_refused_values(value: Any) -> None:
 
 
 def test_implementations_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="Triton"):
+    with pytest.raises(RuntimeError, match=r"no cuda device.*TRITON_INTERPRET=1"):
         fusedloss.backend("triton")
     assert _backend._backend_setting.value == "auto"
 

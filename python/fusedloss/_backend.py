@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, _triton_backend
 
 T = TypeVar("T")
 
@@ -21,8 +21,21 @@ class _Setting(Generic[T]):
         self.value = value
 
     def set(self, value: T) -> _Restore[T]:
-        previous, self.value = self.value, value
+        previous = self.value
+        self.assign(value)
         return _Restore(self, previous)
+
+    def assign(self, value: T) -> None:
+        """Makes it the value from here on."""
+        self.value = value
+
+
+class _BackendSetting(_Setting[str]):
+    """The backend. Choosing Triton has the operators run its kernels."""
+
+    def assign(self, value: str) -> None:
+        _triton_backend.force(value == "triton")
+        super().assign(value)
 
 
 class _Restore(Generic[T]):
@@ -41,10 +54,10 @@ class _Restore(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._setting.value = self._previous
+        self._setting.assign(self._previous)
 
 
-_backend_setting: _Setting[str] = _Setting("auto")
+_backend_setting: _Setting[str] = _BackendSetting("auto")
 _schedule_setting: _Setting[str] = _Setting("auto")
 _debug_setting: _Setting[bool] = _Setting(False)
 
@@ -53,24 +66,29 @@ def backend(name: str) -> _Restore[str]:
     """Choose the implementation of every loss, for the whole process.
 
     Args:
-        name: ``"native"`` (the compiled CPU and CUDA kernels), ``"reference"`` (eager PyTorch), or
-            ``"auto"`` (the default: native where the tensor's device has compiled kernels, else the
-            reference with one warning). ``"triton"`` is reserved and not part of this version.
+        name: ``"native"`` (the compiled CPU and CUDA kernels), ``"triton"`` (kernels that Triton compiles
+            for the GPU at hand), ``"reference"`` (eager PyTorch), or ``"auto"`` (the default: native
+            where the tensor's device has compiled kernels, else Triton where it serves the device, else
+            the reference with one warning).
 
-    Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
+    Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end. Backward
+    runs on the backend that is chosen when it runs; all keep the same numbers between the passes.
 
     Raises:
         ValueError: for another name.
         RuntimeError: where the named implementation is not there.
     """
-    if name == "triton":
-        raise RuntimeError("backend: the Triton kernels are not part of this version of fusedloss")
-    if name not in ("auto", "native", "reference"):
+    if name not in ("auto", "native", "triton", "reference"):
         raise ValueError(
             f"backend: got {name!r}, accepted are 'auto', 'native', 'triton' and 'reference'"
         )
     if name == "native" and _ops.library_path() is None:
         raise RuntimeError("backend: the native library of fusedloss was not built")
+    if name == "triton":
+        reasons = [_triton_backend.why_not(device) for device in _triton_backend.DEVICES]
+        if all(reasons):
+            why = "; ".join(dict.fromkeys(str(reason) for reason in reasons))
+            raise RuntimeError(f"backend: 'triton' was asked for, but {why}")
     return _backend_setting.set(name)
 
 
@@ -124,6 +142,11 @@ def gradient_in_forward(input: Tensor) -> bool:
 LONGEST_ROW_BYTES = 32 * 1024
 
 
+def on_native_cpu(input: Tensor) -> bool:
+    """Whether the CPU engine runs, which looks at all labels before it writes a gradient."""
+    return input.device.type == "cpu" and _backend_setting.value != "triton"
+
+
 def row_gradient_in_forward(input: Tensor, classes: int, reduction: str, divisor: str) -> bool:
     """The same for a softmax loss over rows of `classes`, whose mean has a `divisor` that is
     ``"known"`` before the walk, or counts ``"rows"`` that are not ignored or their ``"weights"``.
@@ -132,7 +155,7 @@ def row_gradient_in_forward(input: Tensor, classes: int, reduction: str, divisor
     scales the gradient, which costs more than the gradient in forward had saved. Rows of images and
     of long vocabularies are often ignored, those of a classification seldom.
     """
-    if _schedule_setting.value != "auto" or input.device.type == "cpu":
+    if _schedule_setting.value != "auto" or on_native_cpu(input):
         return gradient_in_forward(input)
     known = reduction == "sum" or divisor == "known" or (divisor == "rows" and input.dim() <= 2)
     short = classes * input.element_size() <= LONGEST_ROW_BYTES
@@ -158,15 +181,25 @@ def why_not_native(device_type: str) -> str | None:
 _warned: set[str] = set()
 
 
-def use_native(input: Tensor) -> bool:
-    """Whether the compiled kernels serve this call, by the setting and the tensor's device."""
-    if _backend_setting.value == "reference":
+def use_kernels(input: Tensor) -> bool:
+    """Whether the operators serve this call, by the setting and the tensor's device: with compiled
+    kernels or with Triton's.
+    """
+    setting, device = _backend_setting.value, input.device.type
+    if setting == "reference":
         return False
-    reason = why_not_native(input.device.type)
+    reason = why_not_native(device)
+    if setting == "triton":
+        reason = _triton_backend.why_not(device)
+        if reason is not None:
+            raise RuntimeError(f"backend: 'triton' was asked for, but {reason}")
+        return True
     if reason is None:
         return True
-    if _backend_setting.value == "native":
+    if setting == "native":
         raise RuntimeError(f"backend: 'native' was asked for, but {reason}")
+    if _triton_backend.serves(device):
+        return True
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(f"{reason}; using the eager reference", RuntimeWarning, stacklevel=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _backend, _ops
+from . import _backend, _ops, _triton_backend
 from ._version import __version__
 
 
@@ -36,5 +36,17 @@ def show_config() -> str:
 
 
 def _used(device_type: str) -> str:
+    setting = _backend._backend_setting.value
     reason = _backend.why_not_native(device_type)
-    return "native kernels" if reason is None else f"eager reference ({reason})"
+    without_triton = _triton_backend.why_not(device_type)
+    if setting == "reference":
+        return "eager reference (the backend that is set)"
+    if setting == "triton":
+        return "Triton kernels" if without_triton is None else f"nothing ({without_triton})"
+    if reason is None:
+        return "native kernels"
+    if setting == "native":
+        return f"nothing ({reason})"
+    if without_triton is None and device_type != "cpu":
+        return f"Triton kernels ({reason})"
+    return f"eager reference ({reason}; {without_triton})"

@@ -26,7 +26,7 @@ def region_loss(function: str, input: object, target: object, given: dict[str, A
     if t.dim() < x.dim():
         _checks.debug_labels(function, t, x.size(1), call.arguments.ignore_index)
     sides = (options.get("weight"), options.get("class_weight"), options.get("alpha"))
-    if differentiates(t, *sides) or not _backend.use_native(x):
+    if differentiates(t, *sides) or not _backend.use_kernels(x):
         form: Tensor = getattr(reference, function)(x, t, **options)
         return form
     if torch.compiler.is_compiling():

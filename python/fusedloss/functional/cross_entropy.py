@@ -77,7 +77,7 @@ def cross_entropy(
     indexed = target.dim() != input.dim()
     if indexed:
         _checks.debug_labels(name, target, input.size(_ops.class_dim(input)), ignore_index)
-    if differentiates(target, weight) or not _backend.use_native(input):
+    if differentiates(target, weight) or not _backend.use_kernels(input):
         return reference.cross_entropy(
             input,
             target,
@@ -97,7 +97,7 @@ def cross_entropy(
         classes = input.size(_ops.class_dim(input))
         early = _backend.row_gradient_in_forward(input, classes, reduction, divisor)
         early = early and not in_place
-        early = early and not (two_divisors and input.device.type != "cpu")
+        early = early and not (two_divisors and not _backend.on_native_cpu(input))
         keep = "gradient" if early else "saved"
     arguments = CrossEntropyArguments(
         label_smoothing, smoothing == "others", z_loss, ignore_index, _ops.REDUCTIONS[reduction]

@@ -184,7 +184,7 @@ def linear_cross_entropy(
                 f"{tuple(weight.shape[:1])}, one for each class"
             )
     _checks.debug_labels(name, target, weight.size(0), ignore_index, called="weight")
-    if not _backend.use_native(features):
+    if not _backend.use_kernels(features):
         return reference.linear_cross_entropy(
             features,
             weight,
@@ -225,7 +225,7 @@ def linear_margin_softmax(
         for name, value in (("m1", options.m1), ("m2", options.m2), ("m3", options.m3))
     ]
     _checks.debug_labels(function, label, classes, options.ignore_index, called="weight")
-    if differentiates(*margins) or not _backend.use_native(f):
+    if differentiates(*margins) or not _backend.use_kernels(f):
         m1, m2, m3 = margins
         given = options._replace(m1=m1, m2=m2, m3=m3)._asdict()
         del given["inplace_backward"]

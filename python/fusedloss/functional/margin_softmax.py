@@ -398,7 +398,7 @@ def _margin_softmax(
     m1, m2, m3 = margins = _margins(function, options, x, called, margin)
     classes = x.size(_ops.class_dim(x))
     _checks.debug_labels(function, label, classes, options.ignore_index, called=called)
-    if differentiates(m1, m2, m3) or not _backend.use_native(x):
+    if differentiates(m1, m2, m3) or not _backend.use_kernels(x):
         return reference.margin_softmax_loss(
             x,
             label,

@@ -283,7 +283,7 @@ def _mined_rows(
     t = _checks.index_target(name, x, target)
     w = None if weight is None else _checks.class_weight(name, "weight", weight, x)
     _checks.debug_labels(name, t, x.size(_ops.class_dim(x)), ignore_index)
-    if differentiates(w) or not _backend.use_native(x):
+    if differentiates(w) or not _backend.use_kernels(x):
         form = getattr(reference, name)
         given = {"weight": w, "ignore_index": ignore_index, "reduction": reduction}
         loss: Tensor = form(x, t, **options, **given)
@@ -305,7 +305,7 @@ def _begins_gradient(x: Tensor, arguments: MinedCrossEntropyArguments) -> bool:
     exponentials at hand, unless backward may not finish it in place.
     """
     return (
-        x.device.type == "cpu"
+        _backend.on_native_cpu(x)
         and arguments.threshold < math.inf
         and arguments.reduction != _ops.REDUCTIONS["none"]
         and differentiates(x)
@@ -337,7 +337,7 @@ def _mined_elements(
         _checks.same_device(name, "mask", m, x)
         _checks.broadcastable(name, "mask", m, x)
     mined = tuple(range(x.dim())) if dims is None else _positive_dims(name, dims, x.dim())
-    if differentiates(t) or not _backend.use_native(x):
+    if differentiates(t) or not _backend.use_kernels(x):
         return reference.hard_negative_mining_loss(
             x,
             t,

@@ -115,7 +115,7 @@ def _sigmoid_focal(
     if isinstance(alpha, Tensor) and input.dim() == 0:
         alpha = alpha.reshape(())  # one number, like the input
     normalizer = _ops.as_divisor(normalizer, input)
-    if differentiates(target, alpha, weight, normalizer) or not _backend.use_native(input):
+    if differentiates(target, alpha, weight, normalizer) or not _backend.use_kernels(input):
         return reference.sigmoid_focal_loss(
             input,
             target,

@@ -67,7 +67,7 @@ def softmax_focal_loss(
     normalizer = _checks.normalizer(name, normalizer, input)
     _checks.debug_labels(name, target, input.size(_ops.class_dim(input)), ignore_index)
     normalizer = _ops.as_divisor(normalizer, input)
-    if differentiates(target, alpha, normalizer) or not _backend.use_native(input):
+    if differentiates(target, alpha, normalizer) or not _backend.use_kernels(input):
         return reference.softmax_focal_loss(
             input,
             target,

@@ -1,0 +1,1 @@
+"""The losses: what an engine's kernels do with one row or element."""

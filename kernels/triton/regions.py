@@ -1,0 +1,470 @@
+"""The region engine in Triton: sums over regions, their losses, gradients; see kernels/core/region.h.
+
+A program belongs to one group (a sample, or the pooled batch) and takes ROWS of its rows. It leaves sums
+for each class; they are added in the order of programs, so no run differs from another.
+"""
+
+import triton
+import triton.language as tl
+
+from .loss import overlap as overlap_loss
+from .math import logistic, number
+from .row_softmax import PARTIALS, leave_partials
+from .rows import NONE, PROBABILITIES, labels, logits, restored, save, state_of, statistics, units
+
+SUMS = tl.constexpr(3)  # I, P, T
+
+
+@triton.jit
+def _group_rows(group_rows, programs_of_group, inner, ROWS: tl.constexpr):
+    """(group, row, its n and l, whether it lives) of a program's rows."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program // programs_of_group
+    within = (program - group * programs_of_group) * ROWS + tl.arange(0, ROWS)
+    rows = group * group_rows + within
+    n = rows // inner
+    return group, rows, n, rows - n * inner, within < group_rows
+
+
+@triton.jit
+def _store_sums(sums, classes, column, overlap, mass, truth):
+    at = sums + (tl.program_id(0).to(tl.int64) * classes + column) * SUMS
+    mask = column < classes
+    tl.store(at, overlap.to(tl.float64), mask=mask)
+    tl.store(at + 1, mass.to(tl.float64), mask=mask)
+    tl.store(at + 2, truth.to(tl.float64), mask=mask)
+
+
+@triton.jit
+def _power(x, SQUARED: tl.constexpr):
+    return x * x if SQUARED else x
+
+
+@triton.jit
+def _slopes(slopes, upstream, group, column, classes, first_class, u_group, u_class,
+            dtype: tl.constexpr):  # fmt: skip
+    """(dL/dI, dL/dP) of a group's classes, times what comes in."""
+    mask = (column < classes) & (column >= first_class)
+    at = slopes + (group * classes + column) * 2
+    incoming = tl.load(
+        upstream + group * u_group + (column - first_class) * u_class, mask=mask, other=0.0
+    )
+    overlap = tl.load(at, mask=mask, other=0.0) * incoming
+    mass = tl.load(at + 1, mask=mask, other=0.0) * incoming
+    return tl.where(mask, overlap, 0.0).to(dtype), tl.where(mask, mass, 0.0).to(dtype)
+
+
+@triton.jit
+def region_rows_kernel(
+    x, target, weight, loss, partials, saved, grad, grad_output, scale_of_grad,
+    margins,
+    n0: "fp64", n1: "fp64", n2: "fp64", n3: "fp64", n4: "fp64", n5: "fp64", n6: "fp64", n7: "fp64",
+    n8: "fp64", n9: "fp64", n10: "fp64", n11: "fp64", n12: "fp64", n13: "fp64", n14: "fp64",
+    n15: "fp64", target_share: "fp64", uniform_share: "fp64",
+    logit_scale: "fp64", ceiling: "fp64", weight_value: "fp64",
+    scale_main: "fp64", scale_by_row: "fp64", ignore_index,
+    num_rows, classes, inner, saved_stride,
+    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
+    sums, slopes, group_rows, programs_of_group, first_class,
+    VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
+    TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
+    HAS_CEILING: tl.constexpr, THIRD: tl.constexpr, BACKWARD: tl.constexpr,
+    WITH_GRAD: tl.constexpr, WITH_SAVED: tl.constexpr, WITH_LOSSES: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
+    JOINED: tl.constexpr, SQUARED: tl.constexpr,
+):  # fmt: skip
+    """Over rows of a softmax. Forward: the regions' sums, what is joined, saved numbers. BACKWARD: the
+    gradient.
+    """
+    s = number(logit_scale, DTYPE)
+    numbers = (
+        number(n0, DTYPE), number(n1, DTYPE), number(n2, DTYPE), number(n3, DTYPE),
+    )  # fmt: skip
+    shares = (number(target_share, DTYPE), number(uniform_share, DTYPE))
+    plain = (number(1.0, DTYPE), number(0.0, DTYPE))  # of targets as they are
+    limit = number(ceiling, DTYPE)
+    group, rows, n, lane, live = _group_rows(group_rows, programs_of_group, inner, ROWS)
+    at = n * x_n + lane * x_l
+    t_at = n * t_n + lane * t_l
+    label, row_weight, logit, counts, bad = labels(
+        x, target, weight, number(weight_value, DTYPE), at, t_at, x_c, live, ignore_index, classes,
+        DTYPE, TERMS, HAS_WEIGHT,
+    )  # fmt: skip
+    valid = label >= 0
+    if TERMS == PROBABILITIES:
+        valid = live
+    if BACKWARD:
+        max_, rest, changed, slope, own, smooth, sum_u = restored(
+            saved, saved_stride, rows, live, label, logit, classes, s, numbers, margins,
+            TARGET, TERMS, CHANGES_TARGET, THIRD, DTYPE,
+        )  # fmt: skip
+        tile = tl.zeros((ROWS, CLASSES), DTYPE)
+    else:
+        max_, rest, changed, slope, own, smooth, sum_u, tile = statistics(
+            x, target, weight, at, t_at, x_c, t_c, live, label, row_weight, logit, classes, s,
+            limit, shares, numbers, margins, TARGET, TERMS, HAS_WEIGHT, CHANGES_TARGET,
+            HAS_CEILING, ROWS, CLASSES, ONE_TILE, DTYPE,
+        )  # fmt: skip
+    state = state_of(max_, rest, changed, slope, own, smooth, sum_u, row_weight, s, TERMS)
+    share = tl.where(valid, 1.0 / (1.0 + rest), 0.0)
+    columns = tl.arange(0, CLASSES)
+    own_column = label[:, None]
+    stop = classes
+    if ONE_TILE:
+        stop = 1
+
+    if not BACKWARD:
+        main, _by_row = VALUE(state, numbers)
+        main = tl.where(valid, main, tl.where(bad, float("nan"), 0.0))
+        leave_partials(partials, main, 0.0 * main, counts, tl.where(valid, row_weight, 0.0))
+        if WITH_SAVED:
+            save(saved, saved_stride, rows, live, max_, rest, smooth, sum_u, changed, THIRD)
+        for start in range(0, stop, CLASSES):
+            column = start + columns[None, :]
+            mask = live[:, None] & (column < classes)
+            if not ONE_TILE:
+                tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
+            inside = mask & valid[:, None]
+            p = tl.where(inside, tl.exp(tile - max_[:, None]) * share[:, None], 0.0)
+            p = tl.where(bad[:, None] & mask, float("nan"), p)
+            if TERMS == PROBABILITIES:
+                y_at = t_at[:, None] + column * t_c
+                t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
+            else:
+                t = tl.where(inside & (column == own_column), 1.0, 0.0).to(DTYPE)
+            _store_sums(
+                sums, classes, start + columns, tl.sum(p * t, 0), tl.sum(_power(p, SQUARED), 0),
+                tl.sum(_power(t, SQUARED), 0),
+            )  # fmt: skip
+
+    if BACKWARD:
+        by_main = tl.zeros((ROWS,), DTYPE)
+        if JOINED:
+            by_main = by_main + tl.load(scale_of_grad) * tl.load(grad_output)
+        softmax, slope_of_terms, own_gradient = GRADIENT(state, numbers, by_main, by_main)
+        # The sum of p_k h_k, the label's apart: h_t - sum p_k h_k is q h_t less the others' part.
+        dots = tl.zeros((ROWS, CLASSES), DTYPE)
+        own_h = tl.zeros((ROWS, CLASSES), DTYPE)
+        for start in range(0, stop, CLASSES):
+            column = start + columns[None, :]
+            mask = live[:, None] & (column < classes)
+            overlap, mass = _slopes(
+                slopes, grad_output, group, start + columns, classes, first_class, u_n, u_l, DTYPE
+            )  # fmt: skip
+            tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
+            p = tl.exp(tile - max_[:, None]) * share[:, None]
+            is_own = column == own_column
+            if TERMS == PROBABILITIES:
+                y_at = t_at[:, None] + column * t_c
+                t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
+            else:
+                t = tl.where(is_own, 1.0, 0.0).to(DTYPE)
+            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            dots += tl.where(mask & ~is_own, p * h, 0.0)
+            own_h += tl.where(mask & is_own, h, 0.0)
+        dot = tl.sum(dots, 1)
+        h_t = tl.sum(own_h, 1)
+        p_t = state[3]
+        own_gradient = p_t * (state[4] * h_t - dot) + own_gradient
+        if TERMS != PROBABILITIES:
+            dot = dot + p_t * h_t
+        for start in range(0, stop, CLASSES):
+            column = start + columns[None, :]
+            mask = live[:, None] & (column < classes)
+            if not ONE_TILE:
+                tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
+            overlap, mass = _slopes(
+                slopes, grad_output, group, start + columns, classes, first_class, u_n, u_l, DTYPE
+            )  # fmt: skip
+            p = tl.exp(tile - max_[:, None]) * share[:, None]
+            t = tl.zeros((ROWS, CLASSES), DTYPE)
+            y_at = t_at[:, None] + column * t_c
+            if TERMS == PROBABILITIES:
+                t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
+            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            g = p * (h - dot[:, None] + softmax[:, None])
+            if TERMS != NONE:
+                u = units(weight, target, y_at, column, mask, shares, DTYPE, TERMS, HAS_WEIGHT)
+                g += slope_of_terms[:, None] * u
+            g = tl.where(column == own_column, own_gradient[:, None], g)
+            g = tl.where(valid[:, None], g, tl.where(bad[:, None], float("nan"), 0.0))
+            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def region_elements_kernel(
+    x, target, side, partials, sums, slopes, grad, grad_output, scale_of_grad,
+    n0: "fp64", n1: "fp64", n2: "fp64", n3: "fp64", side_value: "fp64", ignored_target: "fp64",
+    ignore_index, classes, inner, group_rows, programs_of_group, first_class, u_group, u_class,
+    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l,
+    ELEMENT: tl.constexpr, SIGMOID: tl.constexpr, JOINED: tl.constexpr, INDEXED: tl.constexpr,
+    HAS_SIDE: tl.constexpr, SQUARED: tl.constexpr, BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Over elements: a sigmoid, or the input itself; rows are the places that share a class index."""
+    numbers = (number(n0, DTYPE), number(n1, DTYPE), number(n2, DTYPE), number(n3, DTYPE))
+    group, _rows, n, lane, live = _group_rows(group_rows, programs_of_group, inner, ROWS)
+    columns = tl.arange(0, CLASSES)
+    at = (n * x_n + lane * x_l)[:, None]
+    t_at = (n * t_n + lane * t_l)[:, None]
+    joined_at = tl.zeros((ROWS, CLASSES), DTYPE)
+    counted = tl.zeros((ROWS, CLASSES), tl.int32)
+    stop = classes
+    if ONE_TILE:
+        stop = 1
+    for start in range(0, stop, CLASSES):
+        column = start + columns[None, :]
+        mask = live[:, None] & (column < classes)
+        value = tl.load(x + (at + column * x_c), mask=mask, other=0.0).to(DTYPE)
+        bad = mask & (column < 0)
+        if INDEXED:
+            label = tl.load(target + t_at, mask=live[:, None], other=0).to(tl.int64)
+            ignored = (label == ignore_index) & mask
+            bad = mask & ~ignored & ((label < 0) | (label >= classes))
+            t = (label == column).to(DTYPE)
+        else:
+            t = tl.load(target + (t_at + column * t_c), mask=mask, other=0.0).to(DTYPE)
+            ignored = t == number(ignored_target, DTYPE)
+        keep = mask & ~ignored
+        value = tl.where(keep, value, 0.0)
+        t = tl.where(keep, t, 0.0)
+        p, slope = value, tl.full((ROWS, CLASSES), 1.0, DTYPE)
+        if SIGMOID:
+            _, small, large, _ = logistic(value)
+            p = tl.where(value >= 0.0, large, small * large)
+            slope = small * large * large
+        one = tl.full((ROWS, CLASSES), 1.0, DTYPE)
+        loss, joined_slope = tl.zeros((ROWS, CLASSES), DTYPE), tl.zeros((ROWS, CLASSES), DTYPE)
+        if JOINED:
+            alpha = number(side_value, DTYPE) + tl.zeros((ROWS, CLASSES), DTYPE)
+            if HAS_SIDE:
+                alpha = alpha * 0.0 + tl.load(side + column, mask=column < classes, other=0.0)
+            loss, joined_slope = ELEMENT(value, t, alpha, one, numbers)
+        if BACKWARD:
+            overlap, mass = _slopes(
+                slopes, grad_output, group, start + columns, classes, first_class, u_group, u_class,
+                DTYPE,
+            )  # fmt: skip
+            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            g = h * slope
+            if JOINED:
+                g += tl.load(scale_of_grad) * tl.load(grad_output) * joined_slope
+            g = tl.where(keep, tl.where(bad, float("nan"), g), 0.0)
+            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
+        else:
+            p = tl.where(keep, tl.where(bad, float("nan"), p), 0.0)
+            joined_at += tl.where(keep, loss, 0.0)
+            counted += keep.to(tl.int32)
+            _store_sums(
+                sums, classes, start + columns, tl.sum(p * t, 0), tl.sum(_power(p, SQUARED), 0),
+                tl.sum(_power(t, SQUARED), 0),
+            )  # fmt: skip
+    if not BACKWARD:
+        to = partials + tl.program_id(0) * PARTIALS
+        tl.store(to, tl.sum(tl.sum(joined_at, 1), 0).to(tl.float64))
+        tl.store(to + 1, 0.0)
+        tl.store(to + 2, tl.sum(tl.sum(counted, 1), 0).to(tl.float64))
+        tl.store(to + 3, 0.0)
+
+
+@triton.jit
+def add_sums_kernel(
+    sums, totals, classes, programs_of_group,
+    CLASSES: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """Adds the programs' sums of a group's class."""
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
+    rows = tl.arange(0, PROGRAMS)
+    overlap = tl.zeros((PROGRAMS, CLASSES), tl.float64)
+    mass = tl.zeros((PROGRAMS, CLASSES), tl.float64)
+    truth = tl.zeros((PROGRAMS, CLASSES), tl.float64)
+    for start in range(0, programs_of_group, PROGRAMS):
+        program = group * programs_of_group + start + rows
+        mask = (start + rows < programs_of_group)[:, None] & (column < classes)[None, :]
+        at = sums + (program[:, None] * classes + column[None, :]) * SUMS
+        overlap += tl.load(at, mask=mask, other=0.0)
+        mass += tl.load(at + 1, mask=mask, other=0.0)
+        truth += tl.load(at + 2, mask=mask, other=0.0)
+    to = totals + (group * classes + column) * SUMS
+    tl.store(to, tl.sum(overlap, 0), mask=column < classes)
+    tl.store(to + 1, tl.sum(mass, 0), mask=column < classes)
+    tl.store(to + 2, tl.sum(truth, 0), mask=column < classes)
+
+
+@triton.jit
+def _region(totals, weight, region, column, mask, first_class,
+            HAS_WEIGHT: tl.constexpr, SKIP_ABSENT: tl.constexpr):  # fmt: skip
+    """(I, P, T, class weight, whether it takes part)."""
+    at = totals + region * SUMS
+    overlap = tl.load(at, mask=mask, other=0.0)
+    mass = tl.load(at + 1, mask=mask, other=0.0)
+    truth = tl.load(at + 2, mask=mask, other=0.0)
+    factor = 1.0 + 0.0 * truth
+    if HAS_WEIGHT:
+        factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float64)
+    left = mask & (column >= first_class)
+    if SKIP_ABSENT:
+        left = left & (truth != 0.0)
+    return overlap, mass, truth, factor, left
+
+
+@triton.jit
+def region_finish_kernel(
+    totals, partials, num_partials, weight, loss, scale, slopes,
+    o0: "fp64", o1: "fp64", o2: "fp64", o3: "fp64", o4: "fp64", o5: "fp64", o6: "fp64",
+    factor: "fp64", joined_factor: "fp64", groups, classes, first_class,
+    LOG: tl.constexpr, WEIGHTING: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    SKIP_ABSENT: tl.constexpr, JOINED: tl.constexpr, WEIGHTED: tl.constexpr,
+    REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From the regions' sums to the loss and the slopes, by one program."""
+    zero = tl.full((1,), 0.0, tl.float64)
+    options = (zero + o0, zero + o1, zero + o2, zero + o3, zero + o4, zero + o5, zero + o6)
+    columns = tl.arange(0, BLOCK)
+
+    # --- What is joined.
+    main = tl.zeros((BLOCK,), tl.float64)
+    count = tl.zeros((BLOCK,), tl.float64)
+    weights = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, num_partials, BLOCK):
+        mask = start + columns < num_partials
+        at = partials + (start + columns) * PARTIALS
+        main += tl.load(at, mask=mask, other=0.0)
+        count += tl.load(at + 2, mask=mask, other=0.0)
+        weights += tl.load(at + 3, mask=mask, other=0.0)
+    valid = tl.sum(count, 0)
+    nothing = valid == 0.0
+    divisor = 1.0 + 0.0 * valid
+    if REDUCTION == 2:
+        divisor = tl.sum(weights, 0) if WEIGHTED else valid
+    joined = tl.where(nothing, 0.0, tl.sum(main, 0) / divisor)
+    left_over = tl.where(nothing, 0.0, joined_factor / divisor)
+    tl.store(scale, left_over.to(scale.dtype.element_ty))
+    tl.store(scale + 1, left_over.to(scale.dtype.element_ty))
+
+    # --- Losses. What has a ratio: a region, or a group where generalized.
+    total = 0.0 * valid
+    left_units = 0.0 * valid
+    if WEIGHTING == 0:
+        regions = groups * classes
+        for start in range(0, regions, BLOCK):
+            region = start + columns
+            mask = region < regions
+            column = region % classes
+            overlap, mass, truth, by_class, left = _region(
+                totals, weight, region, column, mask, first_class, HAS_WEIGHT, SKIP_ABSENT
+            )
+            value, _, _ = overlap_loss.of_region(overlap, mass, truth, options, LOG)
+            value = tl.where(left, by_class * value, 0.0)
+            total += tl.sum(value, 0)
+            left_units += tl.sum(left.to(tl.float64), 0)
+            if REDUCTION == 0:
+                to = region // classes * (classes - first_class) + column - first_class
+                seen = mask & (column >= first_class)
+                tl.store(loss + to, (factor * value).to(loss.dtype.element_ty), mask=seen)
+    else:
+        for group in range(0, groups):
+            value, some, _, _, _ = _generalized(
+                totals, weight, group, classes, first_class, options, zero, LOG, WEIGHTING,
+                HAS_WEIGHT, SKIP_ABSENT, BLOCK,
+            )  # fmt: skip
+            total += value
+            left_units += some
+            if REDUCTION == 0:
+                tl.store(loss + group, (factor * value).to(loss.dtype.element_ty))
+    by_unit = zero + factor
+    if REDUCTION == 2:
+        by_unit = tl.where(left_units > 0.0, factor / left_units, zero)
+    if REDUCTION != 0:
+        value = tl.where(left_units > 0.0, by_unit * total, 0.0)
+        if JOINED:
+            value += joined_factor * joined
+        tl.store(loss + tl.arange(0, 1), value.to(loss.dtype.element_ty))
+
+    # --- Slopes.
+    if WEIGHTING == 0:
+        regions = groups * classes
+        for start in range(0, regions, BLOCK):
+            region = start + columns
+            mask = region < regions
+            column = region % classes
+            overlap, mass, truth, by_class, left = _region(
+                totals, weight, region, column, mask, first_class, HAS_WEIGHT, SKIP_ABSENT
+            )
+            _, by_overlap, by_mass = overlap_loss.of_region(overlap, mass, truth, options, LOG)
+            to = slopes + region * 2
+            each = by_unit * by_class
+            by_overlap = tl.where(left, each * by_overlap, 0.0)
+            by_mass = tl.where(left, each * by_mass, 0.0)
+            tl.store(to, by_overlap.to(slopes.dtype.element_ty), mask=mask)
+            tl.store(to + 1, by_mass.to(slopes.dtype.element_ty), mask=mask)
+    else:
+        for group in range(0, groups):
+            _, _, by_overlap, by_mass, largest = _generalized(
+                totals, weight, group, classes, first_class, options, zero, LOG, WEIGHTING,
+                HAS_WEIGHT, SKIP_ABSENT, BLOCK,
+            )  # fmt: skip
+            for start in range(0, classes, BLOCK):
+                column = start + columns
+                mask = column < classes
+                region = group * classes + column
+                _, _, truth, by_class, left = _region(
+                    totals, weight, region, column, mask, first_class, HAS_WEIGHT, SKIP_ABSENT
+                )
+                w = _finite_weight(truth, by_class, left, largest, WEIGHTING)
+                none = w == 0.0  # no gradient, whatever the ratio is
+                to = slopes + region * 2
+                first = tl.where(none, 0.0, by_unit * w * by_overlap)
+                second = tl.where(none, 0.0, by_unit * w * by_mass)
+                tl.store(to, first.to(slopes.dtype.element_ty), mask=mask)
+                tl.store(to + 1, second.to(slopes.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _finite_weight(truth, by_class, left, largest, WEIGHTING: tl.constexpr):
+    w = overlap_loss.generalized_weight(truth, WEIGHTING)
+    return tl.where(left, tl.where(w > 1.7e308, largest, w) * by_class, 0.0)
+
+
+@triton.jit
+def _generalized(
+    totals, weight, group, classes, first_class, options, zero, LOG: tl.constexpr,
+    WEIGHTING: tl.constexpr, HAS_WEIGHT: tl.constexpr, SKIP_ABSENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(loss, 1 if some region is left, its derivatives by sum w I and sum w P, the largest w)."""
+    columns = tl.arange(0, BLOCK)
+    largest_at = tl.zeros((BLOCK,), tl.float64)
+    some_at = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, classes, BLOCK):
+        column = start + columns
+        _, _, truth, _, left = _region(
+            totals, weight, group * classes + column, column, column < classes, first_class,
+            HAS_WEIGHT, SKIP_ABSENT,
+        )  # fmt: skip
+        w = overlap_loss.generalized_weight(truth, WEIGHTING)
+        largest_at = tl.maximum(largest_at, tl.where(left & (w < 1.7e308), w, 0.0))
+        some_at = tl.maximum(some_at, left.to(tl.float64))
+    largest = tl.max(largest_at, 0)
+    some = tl.max(some_at, 0)
+    overlaps = tl.zeros((BLOCK,), tl.float64)
+    masses = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, classes, BLOCK):
+        column = start + columns
+        overlap, mass, truth, by_class, left = _region(
+            totals, weight, group * classes + column, column, column < classes, first_class,
+            HAS_WEIGHT, SKIP_ABSENT,
+        )  # fmt: skip
+        w = _finite_weight(truth, by_class, left, largest, WEIGHTING)
+        overlaps += tl.where(left, 2.0 * w * overlap, 0.0)
+        masses += tl.where(left, w * (mass + truth), 0.0)
+    numerator = options[4] + tl.sum(overlaps, 0)
+    denominator = options[5] + tl.sum(masses, 0)
+    value, by_overlap, by_mass = overlap_loss.loss_of_ratio(
+        numerator, denominator, 2.0 + zero, zero, 1.0 + zero, options[6], LOG
+    )
+    value = tl.where(some > 0.0, value, 0.0)
+    return tl.sum(value, 0), some, by_overlap, by_mass, largest
