@@ -65,7 +65,8 @@ class Kernel:
                 threads = min(threads, 512)
             if "MinedRows" in self.name and "row_tile" in self.name:
                 dynamic = min(dynamic, MINED_TILE_BYTES)
-            shared = self.shared_bytes + dynamic + 1024
+            own = self.shared_bytes + (1024 if self.architecture == "sm_80" else 0)
+            shared = max(own, 1024) + dynamic
             blocks = min(
                 REGISTERS_PER_MULTIPROCESSOR // (per_thread * threads),
                 SHARED_PER_MULTIPROCESSOR // shared,
