@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import triton
 
-# Elements of a tile of several rows. 2048 numbers over 128 threads are 16 registers each, of which
+# Elements of a tile. 2048 numbers over 128 threads are 16 registers each, of which
 # a kernel holds three or four at once.
 TILE = 2048
-LONGEST_TILE = 4096  # classes of one tile, with more warps; longer rows take several
-WARPS = 8  # of a tile larger than TILE
+LONGEST_TILE = 2048  # classes of one tile; longer rows take several
+WARPS = 4
 INTERPRETED_TILE = 1 << 16  # the interpreter pays for programs, not for elements
 
 
@@ -44,4 +44,4 @@ def rows_launch(num_rows: int, classes: int) -> Launch:
     tile = INTERPRETED_TILE if interpreted() else TILE
     width = min(triton.next_power_of_2(classes), LONGEST_TILE)
     rows = max(1, min(tile // width, triton.next_power_of_2(num_rows)))
-    return Launch(rows, width, width >= classes, WARPS if rows * width > TILE else 4)
+    return Launch(rows, width, width >= classes, WARPS)
