@@ -11,6 +11,7 @@ import triton
 TILE = 2048
 LONGEST_TILE = 2048  # classes of one tile; longer rows take several
 WARPS = 4
+MINED_WARPS = 8  # of the gradient of mined rows, which spills with fewer
 INTERPRETED_TILE = 1 << 16  # the interpreter pays for programs, not for elements
 
 

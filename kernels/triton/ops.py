@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .._mining import bits_dtype, slice_order
 from .._mining_autograd import like_marks
-from .launch import ELEMENT_WARPS, elements_block, rows_launch
+from .launch import ELEMENT_WARPS, MINED_WARPS, elements_block, rows_launch
 from .layout import Elements, Rows, broadcast_strides, with_strides
 from .loss import binary_cross_entropy, cross_entropy, focal, margin_softmax, nothing, softmax_focal
 from .mining import (
@@ -150,7 +150,7 @@ class RowLoss:
         arguments: dict[str, Any] = {
             "loss": x, "partials": x, "saved": x, "grad_output": x, "scale_of_grad": x,
             "scale_main": 1.0, "scale_by_row": 1.0, "u_n": 0, "u_l": 0, "saved_stride": 0,
-            "BACKWARD": False, "WITH_SAVED": False, "WITH_LOSSES": False,
+            "BACKWARD": False, "WITH_SAVED": False, "WITH_LOSSES": False, "num_warps": launch.warps,
             **given,
         }  # fmt: skip
         kernel[(programs,)](
@@ -170,7 +170,7 @@ class RowLoss:
             THIRD=self.third, WITH_GRAD=grad is not None,
             ROWS=launch.rows, CLASSES=launch.classes, ONE_TILE=launch.one_tile,
             DTYPE=element_type(self.dtype),
-            num_warps=launch.warps, **arguments,
+            **arguments,
         )  # fmt: skip
         if grad is not None and written is not grad:
             grad.copy_(written)
@@ -818,7 +818,7 @@ def mined_cross_entropy_bwd(
     call.launch(
         grad, mined_rows_kernel, BACKWARD=True, grad_output=upstream, u_n=u_n, u_l=u_l,
         scale_of_grad=scale, marks=marks.contiguous(), values=marks, selection=selection,
-        threshold=0.0, BITS=_bits(call.dtype),
+        threshold=0.0, BITS=_bits(call.dtype), num_warps=MINED_WARPS,
     )  # fmt: skip
     return grad
 
