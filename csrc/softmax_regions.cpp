@@ -48,14 +48,18 @@ int64_t saved_count(const RowSoftmaxCall& call, const SoftmaxRegionOptions& opti
 }
 
 template <class Context>
-std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_regions_fwd(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> softmax_regions_fwd(
     Tensor input, Tensor target, std::optional<Tensor> region_weight,
     std::optional<Tensor> class_weight, double gain, double by_overlap, double by_mass,
     double by_truth, double smooth_numerator, double smooth_denominator, double gamma, bool log,
     int64_t weighting, bool skip_absent, int64_t first_class, double factor, int64_t joined,
     double joined_factor, double label_smoothing, bool smooth_others, double focal_gamma,
     double alpha_value, bool squared, bool batch, int64_t ignore_index, int64_t reduction,
-    bool with_saved) {
+    bool with_saved, bool begin_grad) {
+  STD_TORCH_CHECK(
+      !begin_grad || (std::is_same_v<Context, CpuContext> && with_saved &&
+                      input.scalar_type() == accumulator_of(input)),
+      "softmax_regions: only the CPU's forward begins the gradient, of float32 and float64");
   const SoftmaxRegionOptions options =
       make_options(joined, label_smoothing, smooth_others, focal_gamma);
   RegionCall regions = make_region_call(input, batch, squared, first_class, joined);
@@ -89,7 +93,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_regions_fwd(
     call.saved = view_of_rows(saved, call.shape, 1);
     call.saved_stride = saved.stride(0);
   }
-  if (input.numel() == 0) return {out.loss, out.scale, saved, out.slopes};
+  Tensor begun =
+      begin_grad ? empty_as(input, input.scalar_type()) : torch::stable::new_empty(input, {0});
+  if (begin_grad) call.grad = view_of(begun, call.shape);
+  if (input.numel() == 0) return {out.loss, out.scale, saved, out.slopes, begun};
   const int64_t bytes = softmax_regions_workspace_bytes(call, regions, context.executor());
   if (bytes > 0) {
     workspace = allocate({bytes}, ScalarType::Byte);
@@ -97,7 +104,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_regions_fwd(
   }
   throw_if_bad(launch_softmax_regions_fwd(call, regions, options, context.executor()),
                "region_loss", call.num_classes);
-  return {out.loss, out.scale, saved, out.slopes};
+  return {out.loss, out.scale, saved, out.slopes, begun};
+}
+
+// `begun`: what forward left of a begun gradient, or nullptr; may be `grad`.
+template <class Context>
+void write_gradient(const Tensor& grad, const Tensor* begun, const Tensor& grad_output,
+                    const Tensor& scale, const Tensor& saved, const Tensor& slopes,
+                    const Tensor& input, const Tensor& target,
+                    const std::optional<Tensor>& class_weight, bool generalized,
+                    int64_t first_class, int64_t joined, double label_smoothing, bool smooth_others,
+                    double focal_gamma, double alpha_value, bool squared, bool batch,
+                    int64_t ignore_index) {
+  const SoftmaxRegionOptions options =
+      make_options(joined, label_smoothing, smooth_others, focal_gamma);
+  RegionCall regions = make_region_call(input, batch, squared, first_class, joined);
+  set_region_backward(regions, input, grad_output, slopes, generalized);
+  RowSoftmaxCall call = make_call(input, target, class_weight, options, alpha_value, ignore_index,
+                                  static_cast<int64_t>(Reduction::kSum));
+  // The incoming gradient is in the regions' call; scale stands in for it here.
+  set_backward(call, input, torch::stable::select(scale, 0, 0), scale, saved,
+               saved_count(call, options), grad);
+  call.grad_output = TensorView{};
+  if (input.numel() == 0) return;
+  regions.begun = begun != nullptr;
+  if (begun != nullptr) call.logits = view_of(*begun, call.shape);
+  const Context context(input);
+  launch_softmax_regions_bwd(call, regions, options, context.executor());
+}
+
+void check_begun(const Tensor& input, const Tensor& begun) {
+  bool same = begun.dim() == input.dim() && begun.scalar_type() == input.scalar_type() &&
+              input.scalar_type() == accumulator_of(input);
+  for (int64_t d = 0; same && d < input.dim(); ++d) same = begun.size(d) == input.size(d);
+  STD_TORCH_CHECK(same, "softmax_regions: begun must be what forward returned");
+  check_same_device(input, begun);
 }
 
 template <class Context>
@@ -106,23 +147,45 @@ Tensor softmax_regions_bwd(Tensor grad_output, Tensor scale, Tensor saved, Tenso
                            bool generalized, int64_t first_class, int64_t joined,
                            double label_smoothing, bool smooth_others, double focal_gamma,
                            double alpha_value, bool squared, bool batch, int64_t ignore_index) {
-  const SoftmaxRegionOptions options =
-      make_options(joined, label_smoothing, smooth_others, focal_gamma);
-  RegionCall regions = make_region_call(input, batch, squared, first_class, joined);
-  set_region_backward(regions, input, grad_output, slopes, generalized);
-  RowSoftmaxCall call = make_call(input, target, class_weight, options, alpha_value, ignore_index,
-                                  static_cast<int64_t>(Reduction::kSum));
   Tensor grad = empty_as(input, input.scalar_type());
-  // The incoming gradient is in the regions' call; scale stands in for it here.
-  set_backward(call, input, torch::stable::select(scale, 0, 0), scale, saved,
-               saved_count(call, options), grad);
-  call.grad_output = TensorView{};
-  const Context context(input);
-  if (input.numel() > 0) launch_softmax_regions_bwd(call, regions, options, context.executor());
+  write_gradient<Context>(grad, nullptr, grad_output, scale, saved, slopes, input, target,
+                          class_weight, generalized, first_class, joined, label_smoothing,
+                          smooth_others, focal_gamma, alpha_value, squared, batch, ignore_index);
+  return grad;
+}
+
+void softmax_regions_finish_(Tensor begun, Tensor grad_output, Tensor scale, Tensor saved,
+                             Tensor slopes, Tensor input, Tensor target,
+                             std::optional<Tensor> class_weight, bool generalized,
+                             int64_t first_class, int64_t joined, double label_smoothing,
+                             bool smooth_others, double focal_gamma, double alpha_value,
+                             bool squared, bool batch, int64_t ignore_index) {
+  check_begun(input, begun);
+  write_gradient<CpuContext>(begun, &begun, grad_output, scale, saved, slopes, input, target,
+                             class_weight, generalized, first_class, joined, label_smoothing,
+                             smooth_others, focal_gamma, alpha_value, squared, batch, ignore_index);
+}
+
+Tensor softmax_regions_finish(Tensor begun, Tensor grad_output, Tensor scale, Tensor saved,
+                              Tensor slopes, Tensor input, Tensor target,
+                              std::optional<Tensor> class_weight, bool generalized,
+                              int64_t first_class, int64_t joined, double label_smoothing,
+                              bool smooth_others, double focal_gamma, double alpha_value,
+                              bool squared, bool batch, int64_t ignore_index) {
+  check_begun(input, begun);
+  Tensor grad = empty_as(input, input.scalar_type());
+  write_gradient<CpuContext>(grad, &begun, grad_output, scale, saved, slopes, input, target,
+                             class_weight, generalized, first_class, joined, label_smoothing,
+                             smooth_others, focal_gamma, alpha_value, squared, batch, ignore_index);
   return grad;
 }
 
 }  // namespace
+
+#define FUSEDLOSS_REGION_GRADIENT_SCHEMA                                                   \
+  "Tensor input, Tensor target, Tensor? class_weight, bool generalized, int first_class, " \
+  "int joined, float label_smoothing, bool smooth_others, float focal_gamma, "             \
+  "float alpha_value, bool squared, bool batch, int ignore_index"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedloss, m) {
   m.def(
@@ -130,18 +193,25 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedloss, m) {
       "Tensor? class_weight, " FUSEDLOSS_OVERLAP_SCHEMA
       "float factor, int joined, float joined_factor, float label_smoothing, bool smooth_others, "
       "float focal_gamma, float alpha_value, bool squared, bool batch, int ignore_index, "
-      "int reduction, bool with_saved) "
-      "-> (Tensor loss, Tensor scale, Tensor saved, Tensor slopes)");
+      "int reduction, bool with_saved, bool begin_grad) "
+      "-> (Tensor loss, Tensor scale, Tensor saved, Tensor slopes, Tensor begun)");
   m.def(
-      "softmax_regions_bwd(Tensor grad_output, Tensor scale, Tensor saved, Tensor slopes, "
-      "Tensor input, Tensor target, Tensor? class_weight, bool generalized, int first_class, "
-      "int joined, float label_smoothing, bool smooth_others, float focal_gamma, "
-      "float alpha_value, bool squared, bool batch, int ignore_index) -> Tensor");
+      "softmax_regions_bwd(Tensor grad_output, Tensor scale, Tensor saved, Tensor "
+      "slopes, " FUSEDLOSS_REGION_GRADIENT_SCHEMA ") -> Tensor");
+  // From what forward began, and the same over it.
+  m.def(
+      "softmax_regions_finish(Tensor begun, Tensor grad_output, Tensor scale, Tensor saved, "
+      "Tensor slopes, " FUSEDLOSS_REGION_GRADIENT_SCHEMA ") -> Tensor");
+  m.def(
+      "softmax_regions_finish_(Tensor(a!) begun, Tensor grad_output, Tensor scale, Tensor saved, "
+      "Tensor slopes, " FUSEDLOSS_REGION_GRADIENT_SCHEMA ") -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedloss, CPU, m) {
   m.impl("softmax_regions_fwd", TORCH_BOX(&softmax_regions_fwd<CpuContext>));
   m.impl("softmax_regions_bwd", TORCH_BOX(&softmax_regions_bwd<CpuContext>));
+  m.impl("softmax_regions_finish", TORCH_BOX(&softmax_regions_finish));
+  m.impl("softmax_regions_finish_", TORCH_BOX(&softmax_regions_finish_));
 }
 
 #if FUSEDLOSS_WITH_CUDA

@@ -133,14 +133,14 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "focal, backward": lambda: ops.sigmoid_focal_bwd(one, scale, image, dense, *focal),
         "scale": lambda: ops.scale_gradient(image, one, scale),
         "dice": lambda: ops.softmax_regions_fwd(
-            image, pixels, None, None, *OVERLAP, 1.0, *regions, 2, True
+            image, pixels, None, None, *OVERLAP, 1.0, *regions, 2, True, False
         ),
         "dice, backward": lambda: ops.softmax_regions_bwd(
             one, scale, saved[:2], torch.empty(38, 2), image, pixels, None, False, 0, 0, 0.0,
             False, 0.0, 1.0, False, False, -100,
         ),
         "dice with cross entropy": lambda: ops.softmax_regions_fwd(
-            image, pixels, None, None, *OVERLAP, *joined
+            image, pixels, None, None, *OVERLAP, *joined, False
         ),
         "sigmoid dice": lambda: ops.element_regions_fwd(
             image, dense, None, None, *OVERLAP, 1.0, 1, 0, 1.0, 0.0, 0.0, -1.0, False, False, -100,

@@ -58,6 +58,10 @@ struct RegionCall {
   double factor;             // of the regions' reduced loss, beside that of what is joined
   double joined_factor;      // of the joined loss: applied to its value and to RowScale / scale
   bool joined;
+  // The CPU's: the call's logits are what forward left in the gradient's memory (its call's grad),
+  // e^(x - max) of every class but the label's, whose place holds 0; and a row's first saved number
+  // is the label's logit less the maximum. Backward may write over what it reads.
+  bool begun;
   Reduction reduction;
   void* loss;    // Reduction::kNone: a number for each region from first_class on (for each group
                  // where generalized); else one number, with the joined loss in it

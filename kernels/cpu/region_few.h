@@ -24,69 +24,67 @@ struct PixelClasses {
   T e[C];
   T others, logit, own;
   bool is_own[C];
-
-  // `max`: the largest logit.
-  FUSEDLOSS_HD PixelClasses(const T* __restrict x, int64_t step, int64_t i, T max, Label<T> label)
-      : others(T(0)), logit(T(0)), own(T(0)) {
-    for (int c = 0; c < C; ++c) {
-      const T value = x[c * step + i];
-      e[c] = exp_nonpositive(value - max);
-      is_own[c] = label == static_cast<Label<T>>(c);
-      others += is_own[c] ? T(0) : e[c];
-      // Sums of one term: a selection of what is kept would be a masked move.
-      logit += is_own[c] ? value : T(0);
-      own += is_own[c] ? e[c] : T(0);
-    }
-  }
 };
 
-// Maximum, rest and loss of a block's rows, whose sums are added to `sums`. Class c of row i lies
-// at logits + c * step + i.
-template <int C, class T, class Loss>
-FUSEDLOSS_CPU_LEVELS void few_sums(const Loss loss, const T* __restrict logits, int64_t step,
-                                   int64_t rows, const Label<T>* __restrict label,
-                                   const T* __restrict weight, T* __restrict max,
-                                   T* __restrict rest, T* __restrict main, RegionSums* sums) {
-  static_assert(C <= kFewClassesInRegisters, "the sums below have names");
-  T i0 = T(0), i1 = T(0), i2 = T(0), i3 = T(0);  // overlap
-  T p0 = T(0), p1 = T(0), p2 = T(0), p3 = T(0);  // mass
-  T t0 = T(0), t1 = T(0), t2 = T(0), t3 = T(0);  // truth
-#pragma omp simd reduction(+ : i0, i1, i2, i3, p0, p1, p2, p3, t0, t1, t2, t3)
+// `max`: the largest logit.
+template <int C, class T>
+FUSEDLOSS_HD PixelClasses<C, T> pixel_classes(const T* __restrict x, int64_t step, int64_t i, T max,
+                                              Label<T> label) {
+  PixelClasses<C, T> at;
+  at.others = at.logit = at.own = T(0);
+  for (int c = 0; c < C; ++c) {
+    const T value = x[c * step + i];
+    at.e[c] = exp_nonpositive(value - max);
+    at.is_own[c] = label == static_cast<Label<T>>(c);
+    at.others += at.is_own[c] ? T(0) : at.e[c];
+    // Sums of one term: a selection of what is kept would be a masked move.
+    at.logit += at.is_own[c] ? value : T(0);
+    at.own += at.is_own[c] ? at.e[c] : T(0);
+  }
+  return at;
+}
+
+// The same from what forward kept of a begun gradient (core/region.h): `below` is the label's logit
+// less the maximum.
+template <int C, class T>
+FUSEDLOSS_HD PixelClasses<C, T> kept_classes(const T* __restrict kept, int64_t step, int64_t i,
+                                             T below, Label<T> label) {
+  PixelClasses<C, T> at;
+  at.logit = below;
+  at.own = exp_nonpositive(below);
+  for (int c = 0; c < C; ++c) {
+    at.e[c] = kept[c * step + i];
+    at.is_own[c] = label == static_cast<Label<T>>(c);
+  }
+  return at;
+}
+
+// A block's exponentials, largest logits, labels' logits, and sums over the classes but the
+// label's. Class c of row i lies at logits + c * step + i, its exponential at exps + c * exps_step
+// + i.
+template <int C, class T>
+FUSEDLOSS_CPU_LEVELS void few_exps(const T* logits, int64_t step, int64_t rows,
+                                   const Label<T>* __restrict label, T* __restrict max,
+                                   T* __restrict others, T* __restrict logit, T* exps,
+                                   int64_t exps_step) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) {
     T largest = logits[i];
     for (int c = 1; c < C; ++c) {
       const T x = logits[c * step + i];
       largest = x > largest ? x : largest;
     }
-    const PixelClasses<C, T> at(logits, step, i, largest, label[i]);
-    const bool dominates = !(largest > at.logit);
-    const T left = dominates ? at.others + (at.own - T(1)) : (at.others - T(1)) + at.own;
-    const RowState<T> s = state_of(loss, largest, left, at.logit, {at.logit, T(1)}, at.own, T(0),
-                                   T(0), T(0), weight[i]);
-    const bool valid = label[i] >= 0;
-    const T value = loss.value(s).main;
+    const PixelClasses<C, T> at = pixel_classes<C>(logits, step, i, largest, label[i]);
+    for (int c = 0; c < C; ++c) exps[c * exps_step + i] = at.e[c];
     max[i] = largest;
-    rest[i] = left;
-    main[i] = valid ? value : T(0);
-    const auto mass = [&](int c) { return valid ? at.e[c] * s.inverse : T(0); };
-    const auto overlap = [&](int c) { return at.is_own[c] ? s.p : T(0); };
-    const auto truth = [&](int c) { return at.is_own[c] ? T(1) : T(0); };
-    i0 += overlap(0), p0 += mass(0), t0 += truth(0);
-    i1 += overlap(1), p1 += mass(1), t1 += truth(1);
-    if constexpr (C > 2) i2 += overlap(2), p2 += mass(2), t2 += truth(2);
-    if constexpr (C > 3) i3 += overlap(3), p3 += mass(3), t3 += truth(3);
-  }
-  const T overlaps[] = {i0, i1, i2, i3}, masses[] = {p0, p1, p2, p3}, truths[] = {t0, t1, t2, t3};
-  for (int c = 0; c < C; ++c) {
-    sums[c].overlap += static_cast<double>(overlaps[c]);
-    sums[c].mass += static_cast<double>(masses[c]);
-    sums[c].truth += static_cast<double>(truths[c]);
+    others[i] = at.others;
+    logit[i] = at.logit;
   }
 }
 
 // The gradient of a block's rows from what forward saved of them; see region.h. `grad` may be the
-// logits.
-template <int C, class T, class Loss>
+// logits, or what was kept in their place of a begun gradient.
+template <int C, bool kBegun, class T, class Loss>
 FUSEDLOSS_CPU_LEVELS void few_gradient(const Loss loss, const RowScale<T> scale,
                                        const RegionTable<T> table, const T* logits, int64_t step,
                                        int64_t rows, const Label<T>* __restrict label,
@@ -99,14 +97,16 @@ FUSEDLOSS_CPU_LEVELS void few_gradient(const Loss loss, const RowScale<T> scale,
   }
 #pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) {
-    const PixelClasses<C, T> at(logits, step, i, max[i], label[i]);
-    const RowState<T> s = state_of(loss, max[i], rest[i], at.logit, {at.logit, T(1)}, at.own, T(0),
+    const PixelClasses<C, T> at = kBegun ? kept_classes<C>(logits, step, i, max[i], label[i])
+                                         : pixel_classes<C>(logits, step, i, max[i], label[i]);
+    const T largest = kBegun ? T(0) : max[i];
+    const RowState<T> s = state_of(loss, largest, rest[i], at.logit, {at.logit, T(1)}, at.own, T(0),
                                    T(0), T(0), weight[i]);
     const RowGradient<T> joined = loss.gradient(s, scale);
     T h = T(0), dot = T(0);
     for (int c = 0; c < C; ++c) {
       h += at.is_own[c] ? own_slope[c] : T(0);
-      dot += at.is_own[c] ? T(0) : at.e[c] * linear[c];
+      dot += !kBegun && at.is_own[c] ? T(0) : at.e[c] * linear[c];
     }
     const bool valid = label[i] >= 0;
     const T others = s.inverse * dot;

@@ -6,20 +6,23 @@ namespace {
 
 // The loops of every call along pixels with labels have versions: their arithmetic is what backward
 // takes its time for.
-template <bool kSquared, class T>
-FUSEDLOSS_CPU_LEVELS void region_sums(const T* __restrict exps, int64_t step, int64_t classes,
-                                      int64_t rows, const Label<T>* __restrict label,
-                                      const T* __restrict share, RegionSums* sums) {
+template <bool kSquared, bool kKeeps, class T>
+FUSEDLOSS_CPU_LEVELS void region_sums(const T* exps, int64_t step, int64_t classes, int64_t rows,
+                                      const Label<T>* __restrict label, const T* __restrict share,
+                                      RegionSums* sums, T* others, int64_t others_step) {
   for (int64_t c = 0; c < classes; ++c) {
     const T* e = exps + c * step;
+    T* kept = others + c * others_step;
     const Label<T> this_class = static_cast<Label<T>>(c);
-    T overlap = T(0), mass = T(0), truth = T(0);
+    T overlap = T(0), mass = T(0);
+    Label<T> truth = 0;  // a count
 #pragma omp simd reduction(+ : overlap, mass, truth)
     for (int64_t i = 0; i < rows; ++i) {
-      const T p = e[i] * share[i];
       const bool own = label[i] == this_class;
+      const T p = e[i] * share[i];
+      if constexpr (kKeeps) kept[i] = own ? T(0) : e[i];
       overlap += own ? p : T(0);
-      truth += own ? T(1) : T(0);
+      truth += own ? 1 : 0;
       mass += kSquared ? p * p : p;
     }
     sums[c].overlap += static_cast<double>(overlap);
@@ -46,37 +49,48 @@ FUSEDLOSS_CPU_LEVELS void region_exps(const NextBlock& next, const X* logits, in
                                       int64_t classes, int64_t rows,
                                       const Label<T>* __restrict label, const RegionTable<T> table,
                                       const T* __restrict max, const T* __restrict share, T* exps,
-                                      int64_t step, T* __restrict logit, T* __restrict h,
-                                      T* __restrict dots) {
-  for (int64_t i = 0; i < rows; ++i) logit[i] = h[i] = dots[i] = T(0);
+                                      int64_t step, T* __restrict logit, T* __restrict dots) {
+  own_logits(logits, logits_step, rows, label, logit);
+  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
     next.fetch(c);
     T* out = exps + c * step;
     const T* x = as_arithmetic(logits + c * logits_step, rows, out);
-    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
+    const T linear = table.linear[c], quadratic = table.quadratic[c];
     const Label<T> this_class = static_cast<Label<T>>(c);
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
-      const T value = x[i];
-      const T e = exp_nonpositive(value - max[i]);
+      const T e = exp_nonpositive(x[i] - max[i]);
       const T slope = kSquared ? quadratic * (share[i] * e) : linear;
       const bool own = label[i] == this_class;
       out[i] = e;
       dots[i] += own ? T(0) : e * slope;
-      // Sums of one term: a selection of what is stored becomes a masked store, which is slow.
-      h[i] += own ? overlap + slope : T(0);
-      logit[i] += own ? value : T(0);
     }
   }
 }
 
+template <bool kSquared, class T>
+FUSEDLOSS_CPU_LEVELS void region_dots(const NextBlock& next, const T* __restrict exps, int64_t step,
+                                      int64_t classes, int64_t rows, const RegionTable<T> table,
+                                      const T* __restrict share, T* __restrict dots) {
+  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
+  for (int64_t c = 0; c < classes; ++c) {
+    next.fetch(c);
+    const T* e = exps + c * step;
+    const T linear = table.linear[c], quadratic = table.quadratic[c];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i)
+      dots[i] += e[i] * (kSquared ? quadratic * (share[i] * e[i]) : linear);
+  }
+}
+
 template <bool kSquared, bool kHasTerms, class X, class T>
-FUSEDLOSS_CPU_LEVELS void region_gradient(const T* __restrict exps, int64_t step, int64_t classes,
+FUSEDLOSS_CPU_LEVELS void region_gradient(const T* exps, int64_t step, int64_t classes,
                                           int64_t rows, const Label<T>* __restrict label,
                                           const RegionTable<T> table, const T* __restrict units,
                                           const T* __restrict share, const T* __restrict base,
                                           const T* __restrict terms, const T* __restrict own,
-                                          X* __restrict grad, int64_t grad_step) {
+                                          X* grad, int64_t grad_step) {
   for (int64_t c = 0; c < classes; ++c) {
     const T* e = exps + c * step;
     X* out = grad + c * grad_step;
@@ -108,9 +122,51 @@ FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::shares(const Label<T>* __restrict labe
 template <class T>
 void RegionLoops<T>::pixels_sums(const T* exps, int64_t step, int64_t classes, int64_t rows,
                                  const Label<T>* label, const T* share, RegionPower<T> power,
-                                 RegionSums* sums) {
-  const auto loop = power.quadratic != T(0) ? region_sums<true, T> : region_sums<false, T>;
-  loop(exps, step, classes, rows, label, share, sums);
+                                 RegionSums* sums, T* others, int64_t others_step) {
+  const bool squared = power.quadratic != T(0);
+  const auto alone = squared ? region_sums<true, false, T> : region_sums<false, false, T>;
+  const auto keeping = squared ? region_sums<true, true, T> : region_sums<false, true, T>;
+  const auto loop = others != nullptr ? keeping : alone;
+  loop(exps, step, classes, rows, label, share, sums, others, others_step);
+}
+
+template <class T>
+void RegionLoops<T>::pixels_dots(const NextBlock& next, const T* exps, int64_t step,
+                                 int64_t classes, int64_t rows, RegionTable<T> table, bool squared,
+                                 const T* share, T* dots) {
+  const auto loop = squared ? region_dots<true, T> : region_dots<false, T>;
+  loop(next, exps, step, classes, rows, table, share, dots);
+}
+
+template <class T>
+FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::pixels_soft_dots(
+    const NextBlock& next, const T* __restrict exps, int64_t step, const T* __restrict targets,
+    int64_t targets_step, int64_t classes, int64_t rows, const RegionTable<T> table,
+    const T* __restrict share, T* __restrict dots) {
+  for (int64_t i = 0; i < rows; ++i) dots[i] = T(0);
+  for (int64_t c = 0; c < classes; ++c) {
+    next.fetch(c);
+    const T* e = exps + c * step;
+    const T* t = targets + c * targets_step;
+    const T overlap = table.overlap[c], linear = table.linear[c], quadratic = table.quadratic[c];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rows; ++i)
+      dots[i] += e[i] * (overlap * t[i] + linear + quadratic * (share[i] * e[i]));
+  }
+}
+
+template <class T>
+FUSEDLOSS_CPU_LEVELS void RegionLoops<T>::own_slopes(const Label<T>* __restrict label,
+                                                     const T* __restrict logit,
+                                                     const T* __restrict max,
+                                                     const RegionTable<T> table, int64_t rows,
+                                                     const T* __restrict share, T* __restrict h) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < rows; ++i) {
+    const Label<T> c = label[i] < 0 ? 0 : label[i];
+    const T p = exp_nonpositive(logit[i] - max[i]) * share[i];
+    h[i] = table.overlap[c] + table.linear[c] + table.quadratic[c] * p;
+  }
 }
 
 template <class T>
@@ -210,10 +266,9 @@ template <class X>
 void RegionExpLoops<X>::pixels(const NextBlock& next, const X* logits, int64_t logits_step,
                                int64_t classes, int64_t rows, const Label<T>* label,
                                RegionTable<T> table, bool squared, const T* max, const T* share,
-                               T* exps, int64_t step, T* logit, T* h, T* dots) {
+                               T* exps, int64_t step, T* logit, T* dots) {
   const auto loop = squared ? region_exps<true, X, T> : region_exps<false, X, T>;
-  loop(next, logits, logits_step, classes, rows, label, table, max, share, exps, step, logit, h,
-       dots);
+  loop(next, logits, logits_step, classes, rows, label, table, max, share, exps, step, logit, dots);
 }
 
 template <class X>
@@ -252,11 +307,12 @@ void RegionGradientLoops<X>::pixels(const T* exps, int64_t step, int64_t classes
 
 template <class X>
 FUSEDLOSS_CPU_LEVELS void RegionGradientLoops<X>::pixels_soft(
-    const T* __restrict exps, const T* __restrict targets, const T* __restrict units, int64_t step,
-    int64_t classes, int64_t rows, const RegionTable<T> table, const T* __restrict share,
-    const T* __restrict base, const T* __restrict terms, X* __restrict grad, int64_t grad_step) {
+    const T* exps, int64_t exps_step, const T* __restrict targets, const T* __restrict units,
+    int64_t step, int64_t classes, int64_t rows, const RegionTable<T> table,
+    const T* __restrict share, const T* __restrict base, const T* __restrict terms, X* grad,
+    int64_t grad_step) {
   for (int64_t c = 0; c < classes; ++c) {
-    const T* e = exps + c * step;
+    const T* e = exps + c * exps_step;
     const T* t = targets + c * step;
     const T* u = units + c * step;
     X* out = grad + c * grad_step;

@@ -43,15 +43,28 @@ struct RegionLoops {
   static void shares(const Label<T>* label, bool indexed, const T* rest, int64_t rows, T* share);
 
   // Adds the rows' terms to their classes' sums: with labels, and with a target for each class.
+  // With a place for them, the exponentials of the others are kept there.
   static void pixels_sums(const T* exps, int64_t step, int64_t classes, int64_t rows,
                           const Label<T>* label, const T* share, RegionPower<T> power,
-                          RegionSums* sums);
+                          RegionSums* sums, T* others, int64_t others_step);
   static void pixels_soft_sums(const T* exps, const T* targets, int64_t step, int64_t classes,
                                int64_t rows, const T* share, RegionPower<T> power,
                                RegionSums* sums);
   static void row_sums(const T* exps, int64_t classes, T share, RegionPower<T> power, T* mass);
   static void row_soft_sums(const T* exps, const T* targets, int64_t classes, T share,
                             RegionPower<T> power, T* overlap, T* mass, T* truth);
+
+  // From exponentials that are 0 at the label: h e summed over the classes.
+  static void pixels_dots(const NextBlock& next, const T* exps, int64_t step, int64_t classes,
+                          int64_t rows, RegionTable<T> table, bool squared, const T* share,
+                          T* dots);
+  static void pixels_soft_dots(const NextBlock& next, const T* exps, int64_t step, const T* targets,
+                               int64_t targets_step, int64_t classes, int64_t rows,
+                               RegionTable<T> table, const T* share, T* dots);
+
+  // h of the labels; of rows without one anything finite or not, which nobody reads.
+  static void own_slopes(const Label<T>* label, const T* logit, const T* max, RegionTable<T> table,
+                         int64_t rows, const T* share, T* h);
 
   // Of a stretch of a row, kept short by the caller.
   static T row_dot(const T* exps, int64_t classes, Label<T> label, RegionTable<T> table, T share);
@@ -67,22 +80,22 @@ struct RegionLoops {
                                 T* base);
 };
 
-// Exponentials from logits of type X, and what else backward needs of every class: h e summed over
-// the classes but the label's, the label's h and its logit. `exps` may be the logits.
+// Exponentials from logits of type X, and h e summed over the classes but the label's, whose logit
+// is found on the way. `exps` may be the logits.
 template <class X>
 struct RegionExpLoops {
   using T = Accumulator<X>;
 
   static void pixels(const NextBlock& next, const X* logits, int64_t logits_step, int64_t classes,
                      int64_t rows, const Label<T>* label, RegionTable<T> table, bool squared,
-                     const T* max, const T* share, T* exps, int64_t step, T* logit, T* h, T* dots);
+                     const T* max, const T* share, T* exps, int64_t step, T* logit, T* dots);
   static void pixels_soft(const NextBlock& next, const X* logits, int64_t logits_step,
                           const T* targets, int64_t classes, int64_t rows, RegionTable<T> table,
                           const T* max, const T* share, T* exps, int64_t step, T* dots);
 };
 
-// Gradients of type X. Without units there are no such terms, along pixels. `units` are the u_j of
-// what is joined (row_softmax.h); `terms` their factors.
+// Gradients of type X, also over the exponentials. Without units there are no such terms, along
+// pixels. `units` are the u_j of what is joined (row_softmax.h); `terms` their factors.
 template <class X>
 struct RegionGradientLoops {
   using T = Accumulator<X>;
@@ -91,10 +104,10 @@ struct RegionGradientLoops {
                      const Label<T>* label, RegionTable<T> table, bool squared, const T* units,
                      const T* share, const T* base, const T* terms, const T* own, X* grad,
                      int64_t grad_step);
-  static void pixels_soft(const T* exps, const T* targets, const T* units, int64_t step,
-                          int64_t classes, int64_t rows, RegionTable<T> table, const T* share,
-                          const T* base, const T* terms, X* grad, int64_t grad_step);
-  // `grad` may be the exponentials.
+  static void pixels_soft(const T* exps, int64_t exps_step, const T* targets, const T* units,
+                          int64_t step, int64_t classes, int64_t rows, RegionTable<T> table,
+                          const T* share, const T* base, const T* terms, X* grad,
+                          int64_t grad_step);
   static void row(const T* exps, int64_t classes, RegionTable<T> table, const T* units, T share,
                   T base, T terms, X* grad);
   static void row_soft(const T* exps, const T* targets, const T* units, int64_t classes,

@@ -18,7 +18,8 @@ FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, const ScaledExp<T> 
                                       const Label<T>* __restrict label, const T* __restrict weights,
                                       const T* __restrict max, T* __restrict others,
                                       T* __restrict terms, T* __restrict logit) {
-  for (int64_t i = 0; i < rows; ++i) others[i] = terms[i] = logit[i] = T(0);
+  own_logits(block, step, rows, label, logit);
+  for (int64_t i = 0; i < rows; ++i) others[i] = terms[i] = T(0);
   for (int64_t c = 0; c < classes; ++c) {
     next.fetch(c);
     T* x = block + c * step;
@@ -26,14 +27,12 @@ FUSEDLOSS_CPU_LEVELS void pixels_sums(const NextBlock& next, const ScaledExp<T> 
     const Label<T> this_class = static_cast<Label<T>>(c);
 #pragma GCC ivdep
     for (int64_t i = 0; i < rows; ++i) {
-      const T value = x[i];
-      const T below = value - max[i];
+      const T below = x[i] - max[i];
       const T e = exp_of(below);
       const bool own = label[i] == this_class;
       if constexpr (kKeepExps) x[i] = e;
       others[i] += own ? T(0) : e;
       if constexpr (kTerms != Terms::kNone) terms[i] += own ? T(0) : unit * below;
-      logit[i] = own ? value : logit[i];
     }
   }
 }

@@ -45,6 +45,17 @@ struct NextBlock {
   }
 };
 
+// The labels' logits of a block along the rows, that of class 0 where there is no label. In the
+// loop over the classes each would be looked for at every class.
+template <class X, class T>
+FUSEDLOSS_HD void own_logits(const X* __restrict logits, int64_t step, int64_t rows,
+                             const Label<T>* __restrict label, T* __restrict logit) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t c = label[i] < 0 ? 0 : label[i];
+    logit[i] = to<T>(logits[c * step + i]);
+  }
+}
+
 // Loops that read logits of type X.
 template <class X>
 struct LogitLoops {

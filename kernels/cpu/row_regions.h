@@ -5,6 +5,9 @@
 // stretches of rows that belong to one group. Backward: exponentials times h (../core/region.h) are
 // summed for each row, whose coefficients then join those of the functor; one loop writes both
 // gradients. So the logits leave memory once a pass, whether or not something is joined.
+//
+// Forward may begin the gradient: it leaves the exponentials in the gradient's memory, and backward
+// reads those in the logits' place (RegionCall::begun).
 #pragma once
 
 #include "../loss/joined.h"
@@ -19,6 +22,9 @@ struct RegionPlan : RowPlan {
   RegionCall regions;  // its index by rows
   bool few_classes;    // region_few.h serves
 };
+
+// Whether a forward leaves its exponentials for backward.
+inline bool begins_gradient(const RowPlan& plan) { return plan.call.grad.data != nullptr; }
 
 inline RegionPlan plan_regions(const RowSoftmaxCall& call, RegionCall regions) {
   RegionPlan plan{};
@@ -85,6 +91,12 @@ struct RegionTools {
     return {table.overlap(), table.linear(), table.quadratic()};
   }
 
+  // Exponentials of a block along the rows: class c of row i at data + c * step + i.
+  struct Exps {
+    const T* data;
+    int64_t step;
+  };
+
   BlockWalk<X, T> walk;
   RowArrays<T> rows{};
   RegionRows<T> own{};
@@ -123,10 +135,12 @@ void add_rows(const RegionPlan& plan, const GroupRun& run, const T* exps, const 
   }
 }
 
-// Adds a block, whose exponentials and row sums are at hand, to the sums of its regions.
+// Adds a block, whose exponentials and row sums are at hand, to the sums of its regions. With a
+// place for them, `kept`, the others' exponentials of a block along the rows are left there.
 template <bool kHasTarget, class X, class T>
 void add_block(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ignored,
-               const T* targets, RegionTools<X, T>& tools, RegionRecords& records) {
+               const T* targets, RegionTools<X, T>& tools, RegionRecords& records, T* kept,
+               int64_t kept_step) {
   const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   const RowArrays<T>& rows = tools.rows;
   T* exps = tools.walk.exps();
@@ -141,10 +155,31 @@ void add_block(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ig
       add_rows<kHasTarget>(plan, run, exps, targets, tools, sums);
     else if constexpr (kHasTarget)
       RegionLoops<T>::pixels_sums(exps + run.begin, step, classes, run.count,
-                                  rows.label + run.begin, share, tools.power, sums);
+                                  rows.label + run.begin, share, tools.power, sums,
+                                  kept == nullptr ? nullptr : kept + run.begin, kept_step);
     else
       RegionLoops<T>::pixels_soft_sums(exps + run.begin, targets + run.begin, step, classes,
                                        run.count, share, tools.power, sums);
+  }
+}
+
+// The same where a gradient is begun: leaves the exponentials where it will be, 0 for the label's.
+template <bool kHasTarget, class X, class T>
+void add_and_begin(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ignored,
+                   const T* targets, RegionTools<X, T>& tools, RegionRecords& records) {
+  const auto add = [&](T* kept, int64_t step) {
+    add_block<kHasTarget>(plan, begin, count, any_ignored, targets, tools, records, kept, step);
+  };
+  if constexpr (std::is_same_v<X, T>) {
+    if (plan.along_rows && kHasTarget)
+      return tools.walk.write_along_rows(begin, count, false, tools.rows,
+                                         [&](const T*, T* out, int64_t step) { add(out, step); });
+    add(nullptr, 0);
+    T* exps = tools.walk.exps();
+    const int64_t classes = plan.call.num_classes;
+    for (int64_t i = 0; kHasTarget && i < count; ++i)
+      if (tools.rows.label[i] >= 0) exps[i * classes + tools.rows.label[i]] = T(0);
+    copy_block_out(plan, plan.grad, begin, count, exps, tools.walk.step(), tools.walk.row_step());
   }
 }
 
@@ -158,20 +193,15 @@ inline void prefetch_rows(const RegionPlan& plan, const TensorView& view, int64_
   prefetch(data + offset_of_row(plan.rows, view, begin) * size, count * size);
 }
 
-// Statistics and sums of a block of few classes.
-template <class X, class Loss, class T>
-void few_forward(const RegionPlan& plan, const Loss& loss, int64_t begin, int64_t count,
-                 RegionTools<X, T>& tools, RegionRecords& records) {
+// Statistics of a block of few classes; its exponentials stay in the buffer.
+template <class X, class T>
+void few_statistics(const RegionPlan& plan, int64_t begin, int64_t count,
+                    RegionTools<X, T>& tools) {
   RowArrays<T>& rows = tools.rows;
-  find_groups(plan, begin, count, tools.groups);
   with_few_classes(plan.call.num_classes, [&](auto classes) {
     with_few_logits<T>(tools.walk, begin, count, classes, [&](const T* x, int64_t step) {
-      for (const GroupRun& run : tools.groups) {
-        const int64_t at = run.begin;
-        few_sums<classes.value>(loss, x + at, step, run.count, rows.label + at, rows.weight + at,
-                                rows.max + at, rows.rest + at, rows.main + at,
-                                records.at(run.first_region));
-      }
+      few_exps<classes.value>(x, step, count, rows.label, rows.max, rows.others, rows.logit,
+                              tools.walk.exps(), tools.walk.step());
     });
   });
 }
@@ -182,12 +212,13 @@ void few_backward(const RegionPlan& plan, const Loss& loss, const RowScale<T> sc
                   int64_t count, RegionTools<X, T>& tools) {
   const RowArrays<T>& rows = tools.rows;
   with_few_classes(plan.call.num_classes, [&](auto classes) {
+    const auto loop = plan.regions.begun ? few_gradient<classes.value, true, T, Loss>
+                                         : few_gradient<classes.value, false, T, Loss>;
     const auto write = [&](const T* x, int64_t step, T* out, int64_t out_step) {
       for (const GroupRun& run : tools.groups) {
         const int64_t at = run.begin;
-        few_gradient<classes.value>(loss, scale, tools.load(run), x + at, step, run.count,
-                                    rows.label + at, rows.weight + at, rows.max + at,
-                                    rows.rest + at, out + at, out_step);
+        loop(loss, scale, tools.load(run), x + at, step, run.count, rows.label + at,
+             rows.weight + at, rows.max + at, rows.rest + at, out + at, out_step);
       }
     };
     with_few_logits<T>(tools.walk, begin, count, classes, [&](const T* x, int64_t step) {
@@ -217,48 +248,67 @@ RowTotals region_forward_task(const RegionPlan& plan, const Loss& loss,
     const RowCounts counts = read_labels(plan, at, count, rows, totals.report);
     totals.counts += counts;
     if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
-    if constexpr (kTerms == Terms::kNone && kCanBeFew<T, Loss>) {
-      if (plan.few_classes) {
-        few_forward(plan, loss, at, count, tools, records);
-        totals.main += static_cast<double>(sum_block(rows.main, count));
-        return save_rows<kTerms, Loss>(plan, constants, at, count, rows);
-      }
-    }
     const T* units = tools.walk.units(at, count);
-    tools.walk.template sums<kTerms, false>(at, count, units, true, rows);
+    const bool few = kTerms == Terms::kNone && sizeof(T) == sizeof(float) && plan.few_classes;
+    if (few)
+      few_statistics(plan, at, count, tools);
+    else
+      tools.walk.template sums<kTerms, false>(at, count, units, true, rows);
     finish_rows<kHasTarget, false>(loss, constants, whole_vectors(count), rows);
     totals.main += static_cast<double>(sum_block(rows.main, count));
+    const T* targets = tools.read_targets(plan, at, count, units);
+    const bool any_ignored = counts.valid < count;
+    if (begins_gradient(plan)) {
+      for (int64_t i = 0; kHasTarget && i < count; ++i) rows.max[i] = rows.logit[i] - rows.max[i];
+      add_and_begin<kHasTarget>(plan, at, count, any_ignored, targets, tools, records);
+    } else {
+      T* nowhere = nullptr;
+      add_block<kHasTarget>(plan, at, count, any_ignored, targets, tools, records, nowhere, 0);
+    }
     save_rows<kTerms, Loss>(plan, constants, at, count, rows);
-    add_block<kHasTarget>(plan, at, count, counts.valid < count,
-                          tools.read_targets(plan, at, count, units), tools, records);
   });
   return totals;
 }
 
 // The exponentials of a block along the rows, the sums of e h, and the labels' h and logits.
 template <bool kHasTarget, class X, class T>
-void exps_along_rows(const RegionPlan& plan, int64_t begin, int64_t count, const T* targets,
-                     RegionTools<X, T>& tools) {
+typename RegionTools<X, T>::Exps exps_along_rows(const RegionPlan& plan, int64_t begin,
+                                                 int64_t count, const T* targets,
+                                                 RegionTools<X, T>& tools) {
   const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   RowArrays<T>& rows = tools.rows;
   RegionRows<T>& own = tools.own;
+  typename RegionTools<X, T>::Exps found{tools.walk.exps(), step};
   tools.walk.with_block(begin, count, [&](NextBlock next, const auto* x, int64_t x_step) {
     using From = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
+    if constexpr (std::is_same_v<From, T>) {
+      if (plan.regions.begun) found = {x, x_step};
+    }
     for (const GroupRun& run : tools.groups) {
       const int64_t at = run.begin;
       T* exps = tools.walk.exps() + at;
       const RegionTable<T> table = tools.load(run);
-      if constexpr (kHasTarget)
+      if (plan.regions.begun && kHasTarget)
+        RegionLoops<T>::pixels_dots(next, found.data + at, found.step, classes, run.count, table,
+                                    plan.regions.squared, own.share + at, own.dots + at);
+      else if (plan.regions.begun)
+        RegionLoops<T>::pixels_soft_dots(next, found.data + at, found.step, targets + at, step,
+                                         classes, run.count, table, own.share + at, own.dots + at);
+      else if constexpr (kHasTarget)
         RegionExpLoops<From>::pixels(next, x + at, x_step, classes, run.count, rows.label + at,
                                      table, plan.regions.squared, rows.max + at, own.share + at,
-                                     exps, step, rows.logit + at, own.h + at, own.dots + at);
+                                     exps, step, rows.logit + at, own.dots + at);
       else
         RegionExpLoops<From>::pixels_soft(next, x + at, x_step, targets + at, classes, run.count,
                                           table, rows.max + at, own.share + at, exps, step,
                                           own.dots + at);
+      if (kHasTarget)
+        RegionLoops<T>::own_slopes(rows.label + at, rows.logit + at, rows.max + at, table,
+                                   run.count, own.share + at, own.h + at);
       next = NextBlock{};
     }
   });
+  return found;
 }
 
 // The same along the classes.
@@ -269,10 +319,19 @@ void exps_along_classes(const RegionPlan& plan, int64_t begin, int64_t count, co
   const int64_t classes = plan.call.num_classes;
   RowArrays<T>& rows = tools.rows;
   RegionRows<T>& own = tools.own;
-  tools.walk.gather_logits(begin, count, rows);
-  tools.walk.exps(begin, count, rows);
+  if (plan.regions.begun) {
+    copy_block_in(plan, plan.logits, begin, count, tools.walk.exps(), tools.walk.step(),
+                  tools.walk.row_step());
+  } else {
+    tools.walk.gather_logits(begin, count, rows);
+    tools.walk.exps(begin, count, rows);
+  }
   for (const GroupRun& run : tools.groups) {
     const RegionTable<T> table = tools.load(run);
+    if (kHasTarget)
+      RegionLoops<T>::own_slopes(rows.label + run.begin, rows.logit + run.begin,
+                                 rows.max + run.begin, table, run.count, own.share + run.begin,
+                                 own.h + run.begin);
     for (int64_t i = run.begin; i < run.begin + run.count; ++i) {
       const T* exps = tools.walk.exps() + i * classes;
       const int64_t label = rows.label[i];
@@ -288,9 +347,6 @@ void exps_along_classes(const RegionPlan& plan, int64_t begin, int64_t count, co
                                               own.share[i]);
       }
       own.dots[i] = static_cast<T>(dot);
-      own.h[i] = label < 0 ? T(0)
-                           : table.overlap[label] + table.linear[label] +
-                                 table.quadratic[label] * (own.share[i] * exps[label]);
     }
   }
 }
@@ -298,26 +354,27 @@ void exps_along_classes(const RegionPlan& plan, int64_t begin, int64_t count, co
 // Writes a block's gradient along the rows.
 template <bool kHasTarget, class X, class T>
 void write_pixels(const RegionPlan& plan, int64_t begin, int64_t count, bool any_ignored,
-                  const T* targets, const T* units, RegionTools<X, T>& tools) {
+                  typename RegionTools<X, T>::Exps exps, const T* targets, const T* units,
+                  RegionTools<X, T>& tools) {
   const int64_t classes = plan.call.num_classes, step = tools.walk.step();
   const RowArrays<T>& rows = tools.rows;
   const RegionRows<T>& own = tools.own;
   const bool clear =
       any_ignored && (!tools.finite || any_ignored_nan(rows.label, rows.rest, count));
   const bool has_terms = plan.call.terms != Terms::kNone;
-  const auto write = [&](const T* exps, X* out, int64_t out_step) {
+  const auto write = [&](const T*, X* out, int64_t out_step) {
     for (const GroupRun& run : tools.groups) {
       const int64_t at = run.begin;
       const RegionTable<T> table = tools.load(run);
       if constexpr (kHasTarget)
-        RegionGradientLoops<X>::pixels(exps + at, step, classes, run.count, rows.label + at, table,
-                                       plan.regions.squared, has_terms ? units : nullptr,
-                                       own.share + at, own.base + at, rows.slope + at, own.own + at,
-                                       out + at, out_step);
+        RegionGradientLoops<X>::pixels(exps.data + at, exps.step, classes, run.count,
+                                       rows.label + at, table, plan.regions.squared,
+                                       has_terms ? units : nullptr, own.share + at, own.base + at,
+                                       rows.slope + at, own.own + at, out + at, out_step);
       else
-        RegionGradientLoops<X>::pixels_soft(exps + at, targets + at, units + at, step, classes,
-                                            run.count, table, own.share + at, own.base + at,
-                                            rows.slope + at, out + at, out_step);
+        RegionGradientLoops<X>::pixels_soft(exps.data + at, exps.step, targets + at, units + at,
+                                            step, classes, run.count, table, own.share + at,
+                                            own.base + at, rows.slope + at, out + at, out_step);
     }
   };
   tools.walk.write_along_rows(begin, count, clear, rows, write);
@@ -359,11 +416,16 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     LabelReport report;
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_saved<kTerms, Loss>(plan, at, count, rows);
+    const bool few = kTerms == Terms::kNone && kCanBeFew<T, Loss> && plan.few_classes;
+    if (plan.regions.begun && !few) {
+      std::copy_n(rows.max, count, rows.logit);
+      std::fill_n(rows.max, count, T(0));
+    }
     if (kHasTarget) prefetch_rows(plan, plan.target.rows, at + count);
     prefetch_rows(plan, saved_view(plan.call, 0), at + count);
     prefetch_rows(plan, saved_view(plan.call, 1), at + count);
     if constexpr (kTerms == Terms::kNone && kCanBeFew<T, Loss>) {
-      if (plan.few_classes) {
+      if (few) {
         find_groups(plan, at, count, tools.groups);
         return few_backward(plan, loss, constants.scale, at, count, tools);
       }
@@ -374,8 +436,9 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     RegionLoops<T>::shares(rows.label, kHasTarget, rows.rest, whole, own.share);
     find_groups(plan, at, count, tools.groups);
     tools.finite = true;
+    typename RegionTools<X, T>::Exps exps{};
     if (plan.along_rows)
-      exps_along_rows<kHasTarget>(plan, at, count, targets, tools);
+      exps = exps_along_rows<kHasTarget>(plan, at, count, targets, tools);
     else
       exps_along_classes<kHasTarget>(plan, at, count, targets, tools);
     restore_rows<kHasTarget>(loss, constants, whole, rows);
@@ -386,7 +449,7 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     else
       RegionLoops<T>::soft_coefficients(rows.softmax, whole, own.share, own.dots, own.base);
     if (plan.along_rows)
-      write_pixels<kHasTarget>(plan, at, count, counts.valid < count, targets, units, tools);
+      write_pixels<kHasTarget>(plan, at, count, counts.valid < count, exps, targets, units, tools);
     else
       write_rows_of_classes<kHasTarget>(plan, at, count, targets, units, tools);
   });

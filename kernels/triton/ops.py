@@ -466,8 +466,10 @@ def softmax_regions_fwd(
     overlap, first_class = args[:OVERLAP], args[OVERLAP]
     (
         factor, joined, joined_factor, label_smoothing, smooth_others, focal_gamma, alpha_value,
-        squared, batch, ignore_index, reduction, with_saved,
+        squared, batch, ignore_index, reduction, with_saved, begin_grad,
     ) = args[OVERLAP + 1 :]  # fmt: skip
+    if begin_grad:
+        raise ValueError("fusedloss: only the CPU's forward begins the gradient")
     call = _region_rows(
         input, target, class_weight, joined, label_smoothing, smooth_others, focal_gamma,
         alpha_value, ignore_index, reduction,
@@ -488,7 +490,7 @@ def softmax_regions_fwd(
             sums, partials, outputs, region_weight, overlap, factor, joined_factor,
             call.weighted_mean, reduction,
         )  # fmt: skip
-    return loss, scale, saved, slopes
+    return loss, scale, saved, slopes, input.new_empty([0])
 
 
 def softmax_regions_bwd(

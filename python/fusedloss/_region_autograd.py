@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._autograd import positional, reference_gradient
+from ._autograd import memory_is_free, positional, reference_gradient
 from ._ops import REDUCTIONS, accumulator_dtype, library_path, ops
 from ._regions import (
     JOINED,
@@ -22,8 +22,9 @@ from ._regions import (
 class Regions(torch.autograd.Function):
     """The region losses; the type of ``arguments`` tells which operators serve.
 
-    (input, target, region_weight, side, arguments, with_saved) -> (loss, what backward needs...). The
-    input has a batch and a class dimension; `side` is cross entropy's class weights or focal's alpha.
+    (input, target, region_weight, side, arguments, with_saved, begin_grad) -> (loss, what backward
+    needs...). The input has a batch and a class dimension; `side` is cross entropy's class weights or
+    focal's alpha. With ``begin_grad`` forward leaves the exponentials where the gradient will be.
     """
 
     @staticmethod
@@ -34,18 +35,19 @@ class Regions(torch.autograd.Function):
         side: Tensor | None,
         arguments: RegionArguments,
         with_saved: bool,
+        begin_grad: bool,
     ) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...]
         given = (input, target, region_weight, side, *arguments)
         if isinstance(arguments, SoftmaxRegionArguments):
-            outputs = ops.softmax_regions_fwd(*given, with_saved)
+            outputs = ops.softmax_regions_fwd(*given, with_saved, begin_grad)
         else:
             outputs = ops.element_regions_fwd(*given)
         return outputs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, target, region_weight, side, ctx.arguments, _ = inputs
+        input, target, region_weight, side, ctx.arguments, _, ctx.begun = inputs
         _, *rest = output
         ctx.mark_non_differentiable(*rest)
         ctx.set_materialize_grads(False)
@@ -55,7 +57,7 @@ class Regions(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         input, target, region_weight, side, *forward = ctx.saved_tensors
         args: RegionArguments = ctx.arguments
-        rest = (None,) * 5
+        rest = (None,) * 6
         if grad_output is None:
             return None, *rest
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -64,7 +66,14 @@ class Regions(torch.autograd.Function):
                 return reference.region_loss(x, target, region_weight, side, args)
 
             return reference_gradient(loss, input, grad_output), *rest
+        if isinstance(args, SoftmaxRegionArguments):
+            *forward, begun = forward
         given = (grad_output, *forward, input, target, side, *args.backward())
+        if ctx.begun and memory_is_free(grad_output):
+            ops.softmax_regions_finish_(begun, *given)
+            return begun, *rest
+        if ctx.begun:
+            return ops.softmax_regions_finish(begun, *given), *rest
         if isinstance(args, SoftmaxRegionArguments):
             return ops.softmax_regions_bwd(*given), *rest
         return ops.element_regions_bwd(*given), *rest
@@ -90,9 +99,10 @@ def _fake_softmax_fwd(
     target: Tensor,
     region_weight: Tensor | None,
     class_weight: Tensor | None,
-    *numbers: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    args, with_saved = SoftmaxRegionArguments(*numbers[:-1]), numbers[-1]
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *numbers, with_saved, begin_grad = rest
+    args = SoftmaxRegionArguments(*numbers)
     dtype = accumulator_dtype(input.dtype)
     smoothed = args.label_smoothing > 0
     third = JOINED[args.joined] == "focal" and smoothed
@@ -100,7 +110,8 @@ def _fake_softmax_fwd(
     rows = [input.size(0), *input.shape[2:]]
     saved = input.new_empty([3 if third else 2, *rows] if with_saved else [0], dtype=dtype)
     scale = input.new_empty(2, dtype=dtype)
-    return _fake_loss(input, args), scale, saved, _fake_slopes(input, args)
+    begun = torch.empty_like(input) if begin_grad else input.new_empty([0])
+    return _fake_loss(input, args), scale, saved, _fake_slopes(input, args), begun
 
 
 def _fake_element_fwd(
@@ -121,6 +132,14 @@ def _fake_softmax_bwd(
     return torch.empty_like(input)
 
 
+def _fake_softmax_finish(begun: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(begun)
+
+
+def _fake_softmax_finish_(*_: object) -> None:
+    return None
+
+
 def _fake_element_bwd(
     grad_output: Tensor, scale: Tensor, slopes: Tensor, input: Tensor, *_: object
 ) -> Tensor:
@@ -131,6 +150,8 @@ if library_path() is not None:
     for _name, _fake in (
         ("softmax_regions_fwd", _fake_softmax_fwd),
         ("softmax_regions_bwd", _fake_softmax_bwd),
+        ("softmax_regions_finish", _fake_softmax_finish),
+        ("softmax_regions_finish_", _fake_softmax_finish_),
         ("element_regions_fwd", _fake_element_fwd),
         ("element_regions_bwd", _fake_element_bwd),
     ):

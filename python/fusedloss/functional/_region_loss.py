@@ -11,7 +11,7 @@ from .. import _backend, _checks, reference
 from .._autograd import differentiates
 from .._region_autograd import Regions
 from .._region_checks import check_region_options, region_input, region_target, region_vectors
-from .._regions import RegionCall, region_call, region_options, with_channels
+from .._regions import RegionCall, SoftmaxRegionArguments, region_call, region_options, with_channels
 
 
 def region_loss(function: str, input: object, target: object, given: dict[str, Any]) -> Tensor:
@@ -38,5 +38,20 @@ def region_loss(function: str, input: object, target: object, given: dict[str, A
 
 
 def _native(call: RegionCall) -> Tensor:
-    loss: Tensor = Regions.apply(*call, differentiates(call.input))[0]
+    loss: Tensor = Regions.apply(*call, differentiates(call.input), _begins_gradient(call))[0]
     return loss
+
+
+def _begins_gradient(call: RegionCall) -> bool:
+    """Whether forward leaves its exponentials in the gradient's memory for backward to finish: on the
+    CPU, where they cost more than the memory's way there and back. Half types would round them.
+    """
+    x = call.input
+    return (
+        isinstance(call.arguments, SoftmaxRegionArguments)
+        and _backend.on_native_cpu(x)
+        and x.dtype in (torch.float32, torch.float64)
+        and differentiates(x)
+        and _backend.gradient_in_forward(x)
+        and not torch.compiler.is_compiling()
+    )
