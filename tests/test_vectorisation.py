@@ -58,16 +58,20 @@ LOOPS = (
     Loop("rows of margin softmax, backward", r"12restore_rows.*13MarginSoftmaxIfLb0E", 1, 15),
     Loop("rows of softmax focal", r"11finish_rows.*12SoftmaxFocalIf", 4, 20),
     Loop("rows of softmax focal, backward", r"12restore_rows.*12SoftmaxFocalIf", 2, 15),
-    # with and without squares; by the type of the logits; with and without terms
-    Loop("regions, sums along pixels", r"11region_sumsILb[01]Ef", 2, 3, True),
+    # with and without squares; with and without a begun gradient; by the type of the logits; with and
+    # without terms
+    Loop("regions, sums along pixels", r"11region_sumsILb[01]ELb[01]Ef", 4, 3, True),
+    Loop("regions, dots along pixels", r"11region_dotsILb[01]Ef", 2, 1, True),
     Loop("regions, exponentials along pixels", r"11region_expsILb[01]E(f|N.*Float16)", 6, 7, True),
     Loop("regions, gradient along pixels", r"15region_gradient.*E(f|N.*Float16)", 12, 2, True),
     # by what is joined: nothing, to an input or its sigmoid, or one of three kinds of exponent
     Loop("elements' regions, sums", r"12element_sums.*ElementLossIf", 5, 3),
     Loop("elements' regions, gradient", r"16element_gradient.*ElementLossIf", 10, 3),
     # two to four classes, with nothing or cross entropy joined
-    Loop("regions of few classes, sums", r"8few_sumsILi[234]Ef", 6, 20, True),
-    Loop("regions of few classes, gradient", r"12few_gradientILi[234]Ef", 6, 20, True),
+    # and whether forward has begun the gradient
+    Loop("regions of few classes, exponentials", r"8few_expsILi[234]Ef", 3, 14, True),
+    Loop("regions of few classes, gradient", r"12few_gradientILi[234]ELb0Ef", 6, 20, True),
+    Loop("regions of few classes, begun gradient", r"12few_gradientILi[234]ELb1Ef", 6, 12, True),
     # by the type of the logits and, for elements, by the loss and whether there is a mask
     Loop("mined rows, shares", r"10share_rowsIf", 1, 2, True),
     Loop("mined rows, coefficients", r"18mined_coefficientsIf", 1, 8),

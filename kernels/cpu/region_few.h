@@ -1,9 +1,11 @@
 // Regions over rows of two to four classes, along pixels: all of a pixel's classes in registers.
 //
 // The general loops (region_loops.h) take a class at a time through the cache; with so few classes
-// what they load and store between their steps, and the ends of rows, take longer than the
-// exponentials. Here one loop makes a block's sums, and one its gradient. For losses without terms,
-// float arithmetic and sums that are not squared: volumes of medical images are mostly that.
+// what they load and store between their steps takes longer than the exponentials. Here one loop
+// makes a block's exponentials and sums, and one its gradient. (All of forward in one loop is
+// slower again: it needs more registers than there are, and its chains of operations are too long
+// for the processor to look past.) For losses without terms, float arithmetic and sums that are not
+// squared: volumes of medical images are mostly that.
 #pragma once
 
 #include "../core/region.h"
@@ -59,6 +61,16 @@ FUSEDLOSS_HD PixelClasses<C, T> kept_classes(const T* __restrict kept, int64_t s
   return at;
 }
 
+template <int C, class T>
+FUSEDLOSS_HD T largest_of(const T* logits, int64_t step, int64_t i) {
+  T largest = logits[i];
+  for (int c = 1; c < C; ++c) {
+    const T x = logits[c * step + i];
+    largest = x > largest ? x : largest;
+  }
+  return largest;
+}
+
 // A block's exponentials, largest logits, labels' logits, and sums over the classes but the
 // label's. Class c of row i lies at logits + c * step + i, its exponential at exps + c * exps_step
 // + i.
@@ -67,13 +79,13 @@ FUSEDLOSS_CPU_LEVELS void few_exps(const T* logits, int64_t step, int64_t rows,
                                    const Label<T>* __restrict label, T* __restrict max,
                                    T* __restrict others, T* __restrict logit, T* exps,
                                    int64_t exps_step) {
+  // In one loop with the rest GCC would branch on which of two classes is the larger.
+  constexpr bool kMaxFirst = C == 2;
+#pragma GCC ivdep
+  for (int64_t i = 0; kMaxFirst && i < rows; ++i) max[i] = largest_of<C>(logits, step, i);
 #pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) {
-    T largest = logits[i];
-    for (int c = 1; c < C; ++c) {
-      const T x = logits[c * step + i];
-      largest = x > largest ? x : largest;
-    }
+    const T largest = kMaxFirst ? max[i] : largest_of<C>(logits, step, i);
     const PixelClasses<C, T> at = pixel_classes<C>(logits, step, i, largest, label[i]);
     for (int c = 0; c < C; ++c) exps[c * exps_step + i] = at.e[c];
     max[i] = largest;

@@ -136,13 +136,16 @@ struct Regions {
     return total / static_cast<double>(groups * classes);
   }
 
-  void run(bool softmax, bool batch, bool squared, const cpu::Threads& threads) {
-    const RegionCall call = regions(batch, squared);
+  // `begun`: over a softmax, forward begins the gradient.
+  void run(bool softmax, bool begun, bool batch, bool squared, const cpu::Threads& threads) {
+    RegionCall call = regions(batch, squared);
     if (softmax) {
       const SoftmaxRegionOptions options{};
-      launch_softmax_regions_fwd(rows(), call, options, threads);
-      RowSoftmaxCall backward = rows();
+      RowSoftmaxCall forward = rows(), backward = rows();
       backward.grad = view(grad);
+      if (begun) forward.grad = backward.logits = backward.grad;
+      launch_softmax_regions_fwd(forward, call, options, threads);
+      call.begun = begun;
       launch_softmax_regions_bwd(backward, call, options, threads);
       return;
     }
@@ -180,16 +183,17 @@ void test_regions() {
   // Along rows and classes; blocks within a sample and across many; one pixel a sample.
   const int64_t sizes[][3] = {{2, 3, 700}, {9, 5, 7}, {3, 40, 33}, {6, 4, 1}, {1, 1, 50}};
   for (const auto& size : sizes)
-    for (int kind = 0; kind < 16; ++kind) {
+    for (int kind = 0; kind < 32; ++kind) {
       const bool softmax = kind & 1, batch = kind & 2, squared = kind & 4, last = kind & 8;
+      const bool begun = kind & 16;
       Regions r(size[0], size[1], size[2], last);
-      r.run(softmax, batch, squared, plain_loop());
+      r.run(softmax, begun, batch, squared, plain_loop());
       const double expected = r.expected(softmax, batch, squared);
       expect(std::abs(r.loss - expected) < 1e-5, "regions: loss");
       expect(gradient_fits(r, softmax, batch, squared), "regions: gradient");
       const std::vector<float> first = r.grad;
       const float loss = r.loss;
-      r.run(softmax, batch, squared, reversed_tasks());
+      r.run(softmax, begun, batch, squared, reversed_tasks());
       expect(r.loss == loss && r.grad == first, "regions: same bits in any order");
     }
 }
