@@ -294,7 +294,9 @@ def test_begun_gradients(
     assert calls.names == [subject.forward_op, finish, f"{finish}_"]
     assert torch.equal(first, again)
     exact = exact_gradient(x, target, torch.tensor(-1.5), subject, **given)
-    eps = torch.finfo(first.dtype).eps  # sums over 40 classes round more than assert_gradient allows
+    eps = torch.finfo(
+        first.dtype
+    ).eps  # sums over 40 classes round more than assert_gradient allows
     atol = 32 * eps * float(exact.abs().max())
     torch.testing.assert_close(first.double(), exact, rtol=4 * eps, atol=atol)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -217,6 +219,39 @@ def test_implementations_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     text = fusedloss.show_config()
     assert "not built" in text
     assert "eager reference" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_a_gpu_without_compiled_kernels_gets_those_of_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library built without CUDA, on a machine with a GPU (which is pretended here)."""
+    from fusedloss import _triton_backend
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(_ops, "_facts", {**_ops.build_facts(), "cuda": 0})
+    served: list[tuple[str, ...]] = []
+    monkeypatch.setattr(_triton_backend, "_permanent", {})
+    monkeypatch.setattr(_triton_backend, "_register", served.append)
+    text = fusedloss.show_config()
+    assert "Triton kernels (this build of fusedloss holds no CUDA kernels)" in text
+    assert re.search(r"^CUDA kernels +no$", text, re.MULTILINE)
+    assert re.search(r"^CPU tensors use +native kernels$", text, re.MULTILINE)
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"))
+    assert _backend.use_kernels(on_gpu)  # type: ignore[arg-type]
+    assert _backend.use_kernels(on_gpu)  # type: ignore[arg-type]
+    assert served == [("cuda",)]
+    with fusedloss.backend("triton"):
+        assert re.search(
+            r"^CUDA tensors use +Triton kernels$", fusedloss.show_config(), re.MULTILINE
+        )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(_triton_backend, "_permanent", {})
+    with pytest.warns(RuntimeWarning, match=r"no CUDA kernels.*triton is not installed"):
+        assert not _backend.use_kernels(on_gpu)  # type: ignore[arg-type]
 
 
 def meta_call(**options: Any) -> Tensor:

@@ -1,7 +1,8 @@
 """The region engine in Triton: sums over regions, their losses, gradients; see kernels/core/region.h.
 
 A program belongs to one group (a sample, or the pooled batch) and takes ROWS of its rows. It leaves sums
-for each class; they are added in the order of programs, so no run differs from another.
+for each class; they are added in the order of programs, so no run differs from another. LONE groups, of
+one row each ([N, C] by sample), have no program of their own: their rows' terms are their sums.
 """
 
 import triton
@@ -16,20 +17,34 @@ SUMS = tl.constexpr(3)  # I, P, T
 
 
 @triton.jit
-def _group_rows(group_rows, programs_of_group, inner, ROWS: tl.constexpr):
-    """(group, row, its n and l, whether it lives) of a program's rows."""
+def _group_rows(
+    num_groups, group_rows, programs_of_group, inner, ROWS: tl.constexpr, LONE: tl.constexpr
+):
+    """(group, by row where rows are groups; row, its n and l, whether it lives) of a program's rows."""
     program = tl.program_id(0).to(tl.int64)
-    group = program // programs_of_group
-    within = (program - group * programs_of_group) * ROWS + tl.arange(0, ROWS)
-    rows = group * group_rows + within
+    lane = tl.arange(0, ROWS)
+    if LONE:
+        rows = program * ROWS + lane
+        group, live = rows, rows < num_groups
+    else:
+        own = program // programs_of_group
+        within = (program - own * programs_of_group) * ROWS + lane
+        rows = own * group_rows + within
+        group, live = own + tl.zeros((1,), tl.int64), within < group_rows
     n = rows // inner
-    return group, rows, n, rows - n * inner, within < group_rows
+    return group, rows, n, rows - n * inner, live
 
 
 @triton.jit
-def _store_sums(sums, classes, column, overlap, mass, truth):
-    at = sums + (tl.program_id(0).to(tl.int64) * classes + column) * SUMS
-    mask = column < classes
+def _store_sums(sums, classes, column, group, live, overlap, mass, truth, LONE: tl.constexpr):
+    """A tile's terms: each row's, or the program's sums."""
+    if LONE:
+        at = sums + (group[:, None] * classes + column[None, :]) * SUMS
+        mask = live[:, None] & (column < classes)[None, :]
+    else:
+        at = sums + (tl.program_id(0).to(tl.int64) * classes + column) * SUMS
+        mask = column < classes
+        overlap, mass, truth = tl.sum(overlap, 0), tl.sum(mass, 0), tl.sum(truth, 0)
     tl.store(at, overlap.to(tl.float64), mask=mask)
     tl.store(at + 1, mass.to(tl.float64), mask=mask)
     tl.store(at + 2, truth.to(tl.float64), mask=mask)
@@ -41,10 +56,13 @@ def _power(x, SQUARED: tl.constexpr):
 
 
 @triton.jit
-def _slopes(slopes, upstream, group, column, classes, first_class, u_group, u_class,
-            dtype: tl.constexpr):  # fmt: skip
-    """(dL/dI, dL/dP) of a group's classes, times what comes in."""
+def _slopes(slopes, upstream, group, live, column, classes, first_class, u_group, u_class,
+            dtype: tl.constexpr, LONE: tl.constexpr):  # fmt: skip
+    """(dL/dI, dL/dP) by row and class, times what comes in."""
+    group, column = group[:, None], column[None, :]
     mask = (column < classes) & (column >= first_class)
+    if LONE:
+        mask = mask & live[:, None]
     at = slopes + (group * classes + column) * 2
     incoming = tl.load(
         upstream + group * u_group + (column - first_class) * u_class, mask=mask, other=0.0
@@ -65,13 +83,13 @@ def region_rows_kernel(
     scale_main: "fp64", scale_by_row: "fp64", ignore_index,
     num_rows, classes, inner, saved_stride,
     x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
-    sums, slopes, group_rows, programs_of_group, first_class,
+    sums, slopes, num_groups, group_rows, programs_of_group, first_class,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
     TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
     HAS_CEILING: tl.constexpr, THIRD: tl.constexpr, BACKWARD: tl.constexpr,
     WITH_GRAD: tl.constexpr, WITH_SAVED: tl.constexpr, WITH_LOSSES: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
-    JOINED: tl.constexpr, SQUARED: tl.constexpr,
+    JOINED: tl.constexpr, SQUARED: tl.constexpr, LONE: tl.constexpr,
 ):  # fmt: skip
     """Over rows of a softmax. Forward: the regions' sums, what is joined, saved numbers. BACKWARD: the
     gradient.
@@ -83,7 +101,9 @@ def region_rows_kernel(
     shares = (number(target_share, DTYPE), number(uniform_share, DTYPE))
     plain = (number(1.0, DTYPE), number(0.0, DTYPE))  # of targets as they are
     limit = number(ceiling, DTYPE)
-    group, rows, n, lane, live = _group_rows(group_rows, programs_of_group, inner, ROWS)
+    group, rows, n, lane, live = _group_rows(
+        num_groups, group_rows, programs_of_group, inner, ROWS, LONE
+    )
     at = n * x_n + lane * x_l
     t_at = n * t_n + lane * t_l
     label, row_weight, logit, counts, bad = labels(
@@ -133,8 +153,8 @@ def region_rows_kernel(
             else:
                 t = tl.where(inside & (column == own_column), 1.0, 0.0).to(DTYPE)
             _store_sums(
-                sums, classes, start + columns, tl.sum(p * t, 0), tl.sum(_power(p, SQUARED), 0),
-                tl.sum(_power(t, SQUARED), 0),
+                sums, classes, start + columns, group, live, p * t, _power(p, SQUARED),
+                _power(t, SQUARED), LONE,
             )  # fmt: skip
 
     if BACKWARD:
@@ -149,7 +169,8 @@ def region_rows_kernel(
             column = start + columns[None, :]
             mask = live[:, None] & (column < classes)
             overlap, mass = _slopes(
-                slopes, grad_output, group, start + columns, classes, first_class, u_n, u_l, DTYPE
+                slopes, grad_output, group, live, start + columns, classes, first_class, u_n, u_l,
+                DTYPE, LONE,
             )  # fmt: skip
             tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             p = tl.exp(tile - max_[:, None]) * share[:, None]
@@ -159,7 +180,7 @@ def region_rows_kernel(
                 t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
             else:
                 t = tl.where(is_own, 1.0, 0.0).to(DTYPE)
-            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            h = overlap * t + mass * (2.0 * p if SQUARED else 1.0)
             dots += tl.where(mask & ~is_own, p * h, 0.0)
             own_h += tl.where(mask & is_own, h, 0.0)
         dot = tl.sum(dots, 1)
@@ -174,14 +195,15 @@ def region_rows_kernel(
             if not ONE_TILE:
                 tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             overlap, mass = _slopes(
-                slopes, grad_output, group, start + columns, classes, first_class, u_n, u_l, DTYPE
+                slopes, grad_output, group, live, start + columns, classes, first_class, u_n, u_l,
+                DTYPE, LONE,
             )  # fmt: skip
             p = tl.exp(tile - max_[:, None]) * share[:, None]
             t = tl.zeros((ROWS, CLASSES), DTYPE)
             y_at = t_at[:, None] + column * t_c
             if TERMS == PROBABILITIES:
                 t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
-            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            h = overlap * t + mass * (2.0 * p if SQUARED else 1.0)
             g = p * (h - dot[:, None] + softmax[:, None])
             if TERMS != NONE:
                 u = units(weight, target, y_at, column, mask, shares, DTYPE, TERMS, HAS_WEIGHT)
@@ -196,15 +218,19 @@ def region_rows_kernel(
 def region_elements_kernel(
     x, target, side, partials, sums, slopes, grad, grad_output, scale_of_grad,
     n0: "fp64", n1: "fp64", n2: "fp64", n3: "fp64", side_value: "fp64", ignored_target: "fp64",
-    ignore_index, classes, inner, group_rows, programs_of_group, first_class, u_group, u_class,
+    ignore_index, classes, inner, num_groups, group_rows, programs_of_group, first_class, u_group,
+    u_class,
     x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l,
     ELEMENT: tl.constexpr, SIGMOID: tl.constexpr, JOINED: tl.constexpr, INDEXED: tl.constexpr,
     HAS_SIDE: tl.constexpr, SQUARED: tl.constexpr, BACKWARD: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
+    LONE: tl.constexpr,
 ):  # fmt: skip
     """Over elements: a sigmoid, or the input itself; rows are the places that share a class index."""
     numbers = (number(n0, DTYPE), number(n1, DTYPE), number(n2, DTYPE), number(n3, DTYPE))
-    group, _rows, n, lane, live = _group_rows(group_rows, programs_of_group, inner, ROWS)
+    group, _rows, n, lane, live = _group_rows(
+        num_groups, group_rows, programs_of_group, inner, ROWS, LONE
+    )
     columns = tl.arange(0, CLASSES)
     at = (n * x_n + lane * x_l)[:, None]
     t_at = (n * t_n + lane * t_l)[:, None]
@@ -243,10 +269,10 @@ def region_elements_kernel(
             loss, joined_slope = ELEMENT(value, t, alpha, one, numbers)
         if BACKWARD:
             overlap, mass = _slopes(
-                slopes, grad_output, group, start + columns, classes, first_class, u_group, u_class,
-                DTYPE,
+                slopes, grad_output, group, live, start + columns, classes, first_class, u_group,
+                u_class, DTYPE, LONE,
             )  # fmt: skip
-            h = overlap[None, :] * t + mass[None, :] * (2.0 * p if SQUARED else 1.0)
+            h = overlap * t + mass * (2.0 * p if SQUARED else 1.0)
             g = h * slope
             if JOINED:
                 g += tl.load(scale_of_grad) * tl.load(grad_output) * joined_slope
@@ -258,8 +284,8 @@ def region_elements_kernel(
             joined_at += tl.where(keep, loss, 0.0)
             counted += keep.to(tl.int32)
             _store_sums(
-                sums, classes, start + columns, tl.sum(p * t, 0), tl.sum(_power(p, SQUARED), 0),
-                tl.sum(_power(t, SQUARED), 0),
+                sums, classes, start + columns, group, live, p * t, _power(p, SQUARED),
+                _power(t, SQUARED), LONE,
             )  # fmt: skip
     if not BACKWARD:
         to = partials + tl.program_id(0) * PARTIALS

@@ -72,7 +72,8 @@ def backend(name: str) -> _Restore[str]:
             the reference with one warning).
 
     Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end. Backward
-    runs on the backend that is chosen when it runs; all keep the same numbers between the passes.
+    runs on the backend that is chosen when it runs; all keep the same numbers between the passes (but a
+    region loss's gradient that the CPU's native forward has begun is finished by native kernels).
 
     Raises:
         ValueError: for another name.
@@ -100,8 +101,9 @@ def gradient_schedule(name: str) -> _Restore[str]:
             again), ``"forward"`` (the gradient is written while the logits are hot; backward scales
             it, and only where the scale is not 1), or ``"auto"`` (the default: forward, except for
             float16, and on a GPU for softmax losses whose gradient would probably have to be scaled,
-            such as means over images, of which some pixels are ignored). Region losses always
-            recompute: they need their sums before any gradient.
+            such as means over images, of which some pixels are ignored). Region losses need their
+            sums before any gradient and recompute, but on the CPU: there, unless told not to, forward
+            over a softmax in float32 or float64 leaves its exponentials in the gradient's memory.
 
     Takes effect at once; used in a ``with`` statement, the earlier choice returns at its end.
 
@@ -202,5 +204,7 @@ def use_kernels(input: Tensor) -> bool:
         return True
     if reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
-        warnings.warn(f"{reason}; using the eager reference", RuntimeWarning, stacklevel=4)
+        nor_triton = _triton_backend.why_not(device) if device in _triton_backend.GPUS else None
+        why = reason if nor_triton is None else f"{reason}, and {nor_triton}"
+        warnings.warn(f"{why}; using the eager reference", RuntimeWarning, stacklevel=4)
     return False

@@ -15,7 +15,8 @@ import torch
 
 from . import _ops
 
-DEVICES = ("cuda", "xpu", "cpu")
+GPUS = ("cuda", "xpu")
+DEVICES = (*GPUS, "cpu")
 
 _forced: Any = None  # the registrations of a backend that was asked for
 _permanent: dict[str, Any] = {}

@@ -11,7 +11,13 @@ from .. import _backend, _checks, reference
 from .._autograd import differentiates
 from .._region_autograd import Regions
 from .._region_checks import check_region_options, region_input, region_target, region_vectors
-from .._regions import RegionCall, SoftmaxRegionArguments, region_call, region_options, with_channels
+from .._regions import (
+    RegionCall,
+    SoftmaxRegionArguments,
+    region_call,
+    region_options,
+    with_channels,
+)
 
 
 def region_loss(function: str, input: object, target: object, given: dict[str, Any]) -> Tensor:
