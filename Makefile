@@ -1,7 +1,7 @@
 # Everything a newcomer needs on a machine with Python 3.10+, make and g++ (nvcc optional):
 #
 #   make demo     train on handwritten digits with fused and with eager losses
-#   make test     build everything and run all tests
+#   make test     build everything and run all tests (test-slow: those that need minutes and 17 GB)
 #   make bench    time fusedloss against eager, torch.compile and known packages
 #   make lint     formatting and types
 #   make docs     the documentation site, into build/docs
@@ -25,7 +25,7 @@ INSTALLED := $(VENV)/.installed-$(TORCH)
 space := $(subst ,, )
 BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)-$(subst $(space),_,$(subst ;,_,$(TORCH_CUDA_ARCH_LIST)))
 
-.PHONY: all build cmake test sanitize demo bench docs lint format clean
+.PHONY: all build cmake test test-slow sanitize demo bench docs lint format clean
 .DELETE_ON_ERROR:
 
 all: build
@@ -61,6 +61,10 @@ cmake: $(CMAKE_BUILD)/.built
 test: build cmake sanitize
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python -m pytest tests -n auto $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py -n auto $(PYTEST_ARGS)
+
+# Tensors of more than 2^31 elements: minutes, and 17 GB of memory.
+test-slow: build
+	FUSEDLOSS_LARGE=1 $(BIN)/python -m pytest tests/test_large.py $(PYTEST_ARGS)
 
 # The C++ tests under the address and undefined-behaviour sanitizers.
 sanitize: $(INSTALLED)

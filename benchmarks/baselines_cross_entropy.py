@@ -42,14 +42,36 @@ def handwritten(smoothing: float) -> LossFn:
     return loss
 
 
+def liger(smoothing: float) -> LossFn | None:
+    """Liger's Triton kernel, which has no CPU form. It writes the gradient over the logits, which a
+    model's own are free for; those of a benchmark are not, so it gets a copy.
+    """
+    if not torch.cuda.is_available():
+        return None
+    function = optional("liger_kernel.transformers.functional", "liger_cross_entropy")
+    if function is None:
+        return None
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = function(logits.clone(), labels, label_smoothing=smoothing)
+        return value
+
+    return loss
+
+
 def contenders(smoothing: float = 0.0, ignore_index: int = IGNORE_NOTHING) -> dict[str, LossFn]:
-    """Eager and fused; with smoothing (then [N, C], nothing ignored) the handwritten form and timm."""
+    """Eager and fused; with smoothing (then [N, C], nothing ignored) also what is written by hand, timm's
+    class and Liger's function.
+    """
     found: dict[str, LossFn] = {"eager": eager(smoothing, ignore_index)}
     if smoothing:
         found["handwritten"] = handwritten(smoothing)
         package = optional("timm.loss", "LabelSmoothingCrossEntropy")
         if package is not None:
             found["timm"] = package(smoothing)
+        on_a_copy = liger(smoothing)
+        if on_a_copy is not None:
+            found["liger, on a copy"] = on_a_copy
     function = optional("fusedloss", "cross_entropy")
     if function is not None:
 

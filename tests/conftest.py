@@ -21,6 +21,8 @@ GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py", "test_cuda_mining.py"]
 collect_ignore = [] if torch.cuda.is_available() else list(GPU_TESTS)
 if os.environ.get("TRITON_INTERPRET") != "1":  # which runs by itself, as the kernels read it once
     collect_ignore.append("test_triton.py")
+if os.environ.get("FUSEDLOSS_LARGE") != "1":  # minutes, and most of the memory: make test-slow
+    collect_ignore.append("test_large.py")
 
 
 def pytest_report_header() -> str:

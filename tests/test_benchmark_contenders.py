@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import json
 import math
+import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fusedloss
 import pytest
 import torch
 from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
@@ -54,6 +59,40 @@ def test_every_contender_of_every_case_is_right(case: Case) -> None:
 def test_every_contender_of_a_small_case_is_right_at_its_own_size(case: Case) -> None:
     ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
     assert {"eager", "fusedloss"} <= set(ready.contenders)
+
+
+def test_liger_gets_a_copy_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def over_its_input(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> Any:
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        with torch.no_grad():
+            logits.zero_()
+        return loss
+
+    module = types.ModuleType("liger_kernel.transformers.functional")
+    module.liger_cross_entropy = over_its_input  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(
+        sys.modules, "liger_kernel.transformers", types.ModuleType("liger_kernel.transformers")
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert "liger, on a copy" not in cross_entropy.contenders(0.1)  # no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    form = cross_entropy.contenders(0.1)["liger, on a copy"]
+    logits, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    before = logits.clone()
+    value = form(logits, labels)
+    assert torch.equal(logits, before)
+    torch.testing.assert_close(value, cross_entropy.eager(0.1, -100)(logits, labels))
+
+
+def test_the_backend_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--filter", "small-ce-smooth-8x10", "--device", "cpu", "--no-compile"]
+    argv += ["--no-default-malloc", "--rounds", "7", "--out", str(tmp_path)]
+    assert run.main([*argv, "--backend", "triton"]) == 1
+    assert "--backend triton: backend: 'triton' was asked for, but" in capsys.readouterr().err
+    assert run.main([*argv, "--backend", "reference"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["backend"] == "reference"
+    assert re.search(r"^backend +auto$", fusedloss.show_config(), re.MULTILINE)  # as before
 
 
 def test_the_margins_have_the_contenders_that_need_no_package() -> None:

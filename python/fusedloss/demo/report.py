@@ -229,5 +229,5 @@ def _draw_memory(axes: Any, result: TaskResult) -> None:
     axes.axhline(logits, color="#555555", lw=1.0, linestyle=":", label="size of the logits")
     axes.set(xticks=[0, 1], title="memory of the loss", ylabel=unit)
     axes.set_xticklabels(["kept for backward", "peak"])
-    axes.legend(loc="upper left")
-    axes.margins(y=0.12)
+    axes.legend(loc="upper left", fontsize="small")
+    axes.margins(y=0.5)  # room for the legend above the bars
