@@ -1,7 +1,7 @@
 """Tensors of more than 2^31 elements on the CPU, in up to 17 GB of memory: `make test-slow`.
 
-What a call returns for all of a tensor is compared with calls on parts of it; the other tests compare such
-with float64.
+What a call returns for all of a tensor is compared with calls on parts of it; the other tests compare
+such calls with float64.
 """
 
 from __future__ import annotations
