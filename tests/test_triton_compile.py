@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs cuobjdump, and Triton as a compiler",
 )
 
-CAPABILITIES = (80, 90, 100)
+# NVIDIA's, and one of AMD's, whose waves have 64 threads.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,25 @@ class Compiled:
     """One kernel for one architecture."""
 
     name: str
-    capability: int
+    architecture: str
     registers: int
     local_bytes: int
     wide_loads: int
 
 
 def compile_for(
-    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int, folder: Path
+    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], architecture: str, folder: Path
 ) -> Compiled:
     """As a launch with these arguments would have it."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    target = GPUTarget("cuda", capability, 32)
+    of_nvidia = architecture.startswith("sm_")
+    if of_nvidia:
+        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    else:
+        target = GPUTarget("hip", architecture, 64)
     backend = make_backend(target)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = binder(*args, **kwargs)
@@ -55,6 +60,16 @@ def compile_for(
     )
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=options.__dict__)
+    name = kernel.fn.__name__
+    if not of_nvidia:
+        listed = compiled.asm["amdgcn"]
+        registers, spilled = (
+            int(re.findall(rf"\.vgpr_{what}: +(\d+)", listed)[-1])
+            for what in ("count", "spill_count")
+        )
+        (scratch,) = re.findall(r"; ScratchSize: (\d+)", listed)
+        wide = len(re.findall(r"(?:global|buffer)_load_dwordx4", listed))
+        return Compiled(name, architecture, registers, 4 * spilled + int(scratch), wide)
     path = folder / "kernel.cubin"
     path.write_bytes(compiled.asm["cubin"])
     listed = subprocess.run(
@@ -67,7 +82,7 @@ def compile_for(
     assert usage is not None, listed
     wide = len(re.findall(r"ld\.global\S*\.v4\.b32", compiled.asm["ptx"]))
     registers, stack, _, local = map(int, usage.groups())
-    return Compiled(kernel.fn.__name__, capability, registers, stack + local, wide)
+    return Compiled(name, architecture, registers, stack + local, wide)
 
 
 @pytest.fixture
@@ -78,8 +93,8 @@ def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Compiled]:
     done: list[Compiled] = []
 
     def compile_instead(self: Any, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
-        for capability in CAPABILITIES:
-            done.append(compile_for(self, args, kwargs, capability, tmp_path))
+        for architecture in ARCHITECTURES:
+            done.append(compile_for(self, args, kwargs, architecture, tmp_path))
 
     monkeypatch.setattr(JITFunction, "run", compile_instead)
     return done
@@ -169,13 +184,13 @@ def test_every_kernel_compiles_without_spills(launches: list[Compiled], dtype: t
     for name, call in losses(ops, dtype).items():
         launches.clear()
         call()
-        assert {k.capability for k in launches} == set(CAPABILITIES)
+        assert {k.architecture for k in launches} == set(ARCHITECTURES)
         for k in launches:
             print(
-                f"{name:<26} {k.name:<26} sm_{k.capability:<4} {k.registers:4} {k.local_bytes:5} "
+                f"{name:<26} {k.name:<26} {k.architecture:<7} {k.registers:4} {k.local_bytes:5} "
                 f"{k.wide_loads:4}"
             )
-            assert k.local_bytes == 0, f"{name}: {k.name} on sm_{k.capability} spills"
+            assert k.local_bytes == 0, f"{name}: {k.name} on {k.architecture} spills"
         main = [
             k for k in launches if k.name.split("_")[0] in ("row", "pointwise", "region", "mined")
         ]
