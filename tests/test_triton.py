@@ -14,9 +14,6 @@ from fusedloss import show_config
 from test_losses import _check, _expected, _upstream
 from torch import Tensor
 
-# A program for each sample of [N, C], of which these have 4,097: minutes in the interpreter.
-TOO_MANY = {"dice-many-rows", "dice-focal-many-rows"}
-TABLE = [case for case in CASES if case.name not in TOO_MANY]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, where NaN is wanted
 
 
@@ -37,13 +34,13 @@ def run(case: Case, dtype: torch.dtype, schedule: str) -> None:
     _check(case, loss.detach(), grad, exact, eager)
 
 
-@pytest.mark.parametrize(("case", "schedule"), under_its_schedules(TABLE, on_cuda=True))
+@pytest.mark.parametrize(("case", "schedule"), under_its_schedules(CASES, on_cuda=True))
 def test_table(case: Case, schedule: str) -> None:
     run(case, torch.float32, schedule)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("case", "schedule"), under_its_schedules(TABLE[::9], on_cuda=True))
+@pytest.mark.parametrize(("case", "schedule"), under_its_schedules(CASES[::9], on_cuda=True))
 def test_table_in_other_dtypes(case: Case, schedule: str, dtype: torch.dtype) -> None:
     run(case, dtype, schedule)
 
@@ -60,13 +57,38 @@ def results(case: Case) -> tuple[Tensor, Tensor]:
     return loss.detach(), grad
 
 
-@pytest.mark.parametrize("case", TABLE[::25], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES[::25], ids=lambda case: case.name)
 def test_native_kernels_agree(case: Case) -> None:
     ours = results(case)
     with fusedloss.backend("native"):
         native = results(case)
     for got, expected in zip(ours, native, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (9, 4, 3), (2, 4, 50), (3, 4, 16)])
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_samples_shared_by_programs(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mode: str, batch: bool
+) -> None:
+    """Several samples a program, and several programs a sample: 16 rows a tile."""
+    from fusedloss._triton import launch
+
+    monkeypatch.setattr(launch, "INTERPRETED_TILE", 64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
+    if mode == "multilabel":
+        target = torch.randint(2, shape, generator=generator)
+
+    def results() -> tuple[Tensor, Tensor]:
+        loss = fusedloss.dice_loss(x, target, mode=mode, batch=batch, reduction="none")
+        return loss, torch.autograd.grad((loss * loss).sum(), x)[0]
+
+    ours = results()
+    with fusedloss.backend("native"):
+        torch.testing.assert_close(ours, results(), rtol=1e-12, atol=1e-14)
 
 
 def test_the_choice_is_shown_and_taken_back() -> None:

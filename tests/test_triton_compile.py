@@ -90,7 +90,7 @@ def rows(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x, torch.zeros([shape[0], *shape[2:]], dtype=torch.int64)
 
 
-IMAGES, VOCABULARY = (2, 19, 64, 128), (64, 32768)
+IMAGES, VOCABULARY, VECTORS = (2, 19, 64, 128), (64, 32768), (4096, 64)
 OVERLAP = (2.0, 0.0, 1.0, 1.0, 0.0, 1e-6, 1.0, False, 0, False, 0)
 
 
@@ -106,6 +106,7 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """By name, calls of the operators."""
     image, pixels = rows(IMAGES, dtype)
     words, word = rows(VOCABULARY, dtype)
+    vectors, label = rows(VECTORS, dtype)
     one, scale = torch.ones(()), torch.ones(2)
     saved = torch.empty(3, *pixels.shape)
     dense = torch.rand(IMAGES)
@@ -139,12 +140,23 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             one, scale, saved[:2], torch.empty(38, 2), image, pixels, None, False, 0, 0, 0.0,
             False, 0.0, 1.0, False, False, -100,
         ),
+        "dice of vectors": lambda: ops.softmax_regions_fwd(
+            vectors, label, None, None, *OVERLAP, 1.0, *regions, 2, True
+        ),
+        "dice of vectors, backward": lambda: ops.softmax_regions_bwd(
+            one, scale, torch.empty(2, VECTORS[0]), torch.empty(64 * VECTORS[0], 2), vectors, label,
+            None, False, 0, 0, 0.0, False, 0.0, 1.0, False, False, -100,
+        ),
         "dice with cross entropy": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *OVERLAP, *joined
         ),
         "sigmoid dice": lambda: ops.element_regions_fwd(
             image, dense, None, None, *OVERLAP, 1.0, 1, 0, 1.0, 0.0, 0.0, -1.0, False, False, -100,
             2,
+        ),
+        "sigmoid dice of vectors": lambda: ops.element_regions_fwd(
+            vectors, label, None, None, *OVERLAP, 1.0, 1, 0, 1.0, 0.0, 0.0, -1.0, False, False,
+            -100, 2,
         ),
         "ohem": lambda: ops.mined_cross_entropy_fwd(
             image, pixels, None, 0.36, WANTED["together"], 1000, 0.0, True, -100, 2, False

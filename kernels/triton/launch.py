@@ -12,6 +12,7 @@ TILE = 2048
 LONGEST_TILE = 2048  # classes of one tile; longer rows take several
 WARPS = 4
 MINED_WARPS = 8  # of the gradient of mined rows, which spills with fewer
+REGION_WARPS = 8  # of the region kernels, for the same reason
 INTERPRETED_TILE = 1 << 16  # the interpreter pays for programs, not for elements
 
 

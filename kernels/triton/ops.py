@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .._mining import bits_dtype, slice_order
 from .._mining_autograd import like_marks
-from .launch import ELEMENT_WARPS, MINED_WARPS, elements_block, rows_launch
+from .launch import ELEMENT_WARPS, MINED_WARPS, REGION_WARPS, elements_block, rows_launch
 from .layout import Elements, Rows, broadcast_strides, with_strides
 from .loss import binary_cross_entropy, cross_entropy, focal, margin_softmax, nothing, softmax_focal
 from .mining import (
@@ -71,14 +71,18 @@ def finish(
 
 
 class Groups:
-    """How regions' programs share the rows: each belongs to a group, a sample or the pooled batch."""
+    """How regions' programs share the rows: a group, which is a sample or the pooled batch, takes several
+    programs, or a program several whole groups.
+    """
 
     def __init__(self, rows: Rows, samples: int, pooled: bool) -> None:
         self.count = 1 if pooled else samples
         self.rows = rows.num_rows // max(1, self.count)
-        self.launch = rows_launch(self.rows, rows.classes)
-        self.programs_of_group = triton.cdiv(self.rows, self.launch.rows)
-        self.programs = self.count * self.programs_of_group
+        self.launch = rows_launch(rows.num_rows, rows.classes)
+        of_group = min(self.launch.rows, triton.next_power_of_2(max(1, self.rows)))
+        self.of_program = self.launch.rows // of_group
+        self.parts = triton.cdiv(self.rows, of_group)
+        self.programs = triton.cdiv(self.count, self.of_program) * self.parts
 
 
 class RowLoss:
@@ -143,7 +147,7 @@ class RowLoss:
         if grad is not None and rows.strides(grad) is None:
             written = torch.empty_like(grad, memory_format=torch.contiguous_format)
         g_strides = (0, 0, 0) if written is None else rows.strides(written)
-        launch = rows_launch(rows.num_rows if groups is None else groups.rows, rows.classes)
+        launch = rows_launch(rows.num_rows, rows.classes)
         programs = triton.cdiv(rows.num_rows, launch.rows) if groups is None else groups.programs
         padded = self.numbers + (0.0,) * (NUMBERS - len(self.numbers))
         numbers = {f"n{i}": float(value) for i, value in enumerate(padded)}
@@ -369,10 +373,13 @@ class Regions:
         """Of both walks."""
         return {
             "group_rows": self.groups.rows,
-            "programs_of_group": self.groups.programs_of_group,
+            "parts": self.groups.parts,
+            "num_places": self.groups.count * self.groups.parts,
             "first_class": self.first_class,
             "JOINED": self.joined,
             "SQUARED": self.squared,
+            "GROUPS": self.groups.of_program,
+            "num_warps": REGION_WARPS,
         }
 
     def outputs(self, weighting: int, reduction: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -392,12 +399,12 @@ class Regions:
         )
 
     def workspaces(self) -> tuple[Tensor, Tensor]:
-        """Each program's sums, and its partials of what is joined."""
-        x, programs = self.input, self.groups.programs
-        shape = [programs, self.rows.classes, int(SUMS)]
+        """The sums of each group's parts, and each program's partials of what is joined."""
+        x, groups = self.input, self.groups
+        shape = [groups.count, groups.parts, self.rows.classes, int(SUMS)]
         return (
             x.new_empty(shape, dtype=torch.float64),
-            x.new_empty([programs, int(PARTIALS)], dtype=torch.float64),
+            x.new_empty([groups.programs, int(PARTIALS)], dtype=torch.float64),
         )
 
     def finish(
@@ -408,12 +415,13 @@ class Regions:
         """From the programs' sums to the outputs."""
         *numbers, log, weighting, skip_absent = overlap
         classes, groups = self.rows.classes, self.groups
-        totals = self.input.new_empty([groups.count, classes, int(SUMS)], dtype=torch.float64)
-        width = min(64, triton.next_power_of_2(classes))
-        add_sums_kernel[(groups.count, triton.cdiv(classes, width))](
-            sums, totals, classes, groups.programs_of_group,
-            CLASSES=width, PROGRAMS=max(1, 1024 // width),
-        )  # fmt: skip
+        totals = sums
+        if groups.parts > 1:
+            totals = self.input.new_empty([groups.count, classes, int(SUMS)], dtype=torch.float64)
+            width = min(64, triton.next_power_of_2(classes))
+            add_sums_kernel[(groups.count, triton.cdiv(classes, width))](
+                sums, totals, classes, groups.parts, CLASSES=width, PARTS=max(1, 1024 // width)
+            )
         loss, scale, slopes = outputs
         region_finish_kernel[(1,)](
             totals, partials, groups.programs, totals if region_weight is None else region_weight,
@@ -553,14 +561,14 @@ class RegionElements:
             grad=x if written is None else written,
             n0=n0, n1=n1, n2=float(n2), n3=0.0, side_value=float(focal_call.alpha_value),
             ignored_target=focal_call.ignored_target(), ignore_index=focal_call.ignore_index,
-            classes=rows.classes, inner=rows.inner,
+            num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
             x_n=x_strides[0], x_c=x_strides[1], x_l=x_strides[2],
             t_n=t_strides[0], t_c=t_strides[1], t_l=t_strides[2],
             g_n=g_strides[0], g_c=g_strides[1], g_l=g_strides[2],
             ELEMENT=focal.element, SIGMOID=self.sigmoid, INDEXED=focal_call.indexed,
             HAS_SIDE=self.alpha is not None, ROWS=launch.rows, CLASSES=launch.classes,
             ONE_TILE=launch.one_tile, DTYPE=element_type(focal_call.dtype),
-            num_warps=launch.warps, **self.regions.arguments(), **arguments,
+            **self.regions.arguments(), **arguments,
         )  # fmt: skip
         if grad is not None and written is not grad:
             grad.copy_(written)
