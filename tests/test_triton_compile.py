@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import compiled_kernels
@@ -175,8 +176,9 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kernel_compiles_without_spills(launches: list[Compiled], dtype: torch.dtype) -> None:
-    from fusedloss._triton import ops
+    from fusedloss._triton.ops import OPERATORS
 
+    ops = SimpleNamespace(**OPERATORS)
     print(f"\n{'call':<26} {'kernel':<26} {'arch':<7} {'regs':>4} {'local':>5} {'wide':>4}")
     for name, call in losses(ops, dtype).items():
         launches.clear()

@@ -1,0 +1,142 @@
+"""The operators of sigmoid focal loss, and the scaling of gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import triton
+
+from .calls import accumulator, element_type, finish, grad_to_write
+from .launch import ELEMENT_WARPS, elements_block
+from .layout import Elements, broadcast_strides
+from .loss import focal
+from .pointwise import pointwise_kernel, scale_kernel
+from .row_softmax import PARTIALS
+
+
+class FocalCall:
+    """One call of the pointwise engine with the sigmoid focal loss, but for its outputs."""
+
+    def __init__(
+        self, input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
+        alpha_value: float, gamma: float, ignore_index: int, label_smoothing: float,
+    ) -> None:  # fmt: skip
+        self.input, self.target, self.alpha, self.weight = input, target, alpha, weight
+        self.alpha_value, self.ignore_index = alpha_value, ignore_index
+        self.numbers = focal.numbers(gamma, label_smoothing)
+        self.dtype = accumulator(input)
+        self.indexed = target.dim() != input.dim()
+
+    def launch(self, grad: Tensor | None, **given: Any) -> None:
+        """With the outputs, or what backward adds."""
+        x, shape = self.input, self.input.shape
+        if x.numel() == 0:
+            return
+        target = self.target.unsqueeze(-1) if self.indexed else self.target
+        arguments: dict[str, Any] = {
+            "grad_output": None, "loss": None, "partials": x, "scale_of_grad": x, "scale": 1.0,
+            "BACKWARD": False, "WITH_LOSSES": False,
+            **given,
+        }  # fmt: skip
+        operands = [x, target, self.alpha, self.weight, arguments["grad_output"]]
+        operands += [arguments["loss"] if arguments["WITH_LOSSES"] else None, grad]
+        strides = [broadcast_strides(operand, shape) for operand in operands]
+        # Numbers the classes; keeps their dimension from being merged with others.
+        strides.append((0,) * (x.dim() - 1) + (1,) if self.indexed else (0,) * x.dim())
+        elements = Elements(shape, strides)
+        for name in ("grad_output", "loss"):
+            if arguments[name] is None:
+                arguments[name] = x
+        block = elements_block(x.numel())
+        names = ("x", "target", "side", "weight", "grad_output", "loss", "grad", "class")
+        pointwise_kernel[(triton.cdiv(x.numel(), block),)](
+            x=x, target=target, side=x if self.alpha is None else self.alpha,
+            weight=x if self.weight is None else self.weight, grad=x if grad is None else grad,
+            numel=x.numel(), sizes=elements.sizes,
+            **{f"{name}_strides": of for name, of in zip(names, elements.strides, strict=True)},
+            n0=self.numbers[0], n1=self.numbers[1], n2=float(self.numbers[2]), n3=0.0,
+            side_value=float(self.alpha_value), ignored_target=self.ignored_target(),
+            ignore_index=self.ignore_index, classes=x.size(-1) if self.indexed else 1,
+            ELEMENT=focal.element, NDIM=elements.ndim, INDEXED=self.indexed,
+            HAS_SIDE=self.alpha is not None, HAS_WEIGHT=self.weight is not None,
+            WITH_GRAD=grad is not None, BLOCK=block, DTYPE=element_type(self.dtype),
+            num_warps=ELEMENT_WARPS, **arguments,
+        )  # fmt: skip
+
+    def ignored_target(self) -> float:
+        """What a dense target holds where somebody filled in the ignored value."""
+        if self.indexed or not self.target.is_floating_point():
+            return float(self.ignore_index)
+        return float(torch.tensor(float(self.ignore_index)).to(self.target.dtype))
+
+
+def sigmoid_focal_fwd(
+    input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
+    normalizer: Tensor | None, alpha_value: float, gamma: float, ignore_index: int,
+    label_smoothing: float, normalizer_value: float, reduction: int, with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See csrc/sigmoid_focal.cpp."""
+    call = FocalCall(
+        input, target, alpha, weight, alpha_value, gamma, ignore_index, label_smoothing
+    )
+    grad, returned = grad_to_write(input, with_grad)
+    none = reduction == 0
+    loss = torch.empty_like(input, dtype=call.dtype)
+    if not none:
+        loss = input.new_empty([], dtype=call.dtype)
+    scale = input.new_empty([2], dtype=call.dtype)
+    programs = triton.cdiv(input.numel(), elements_block(input.numel()))
+    partials = input.new_empty([max(1, programs), int(PARTIALS)], dtype=torch.float64)
+    expected = 1.0
+    if reduction == 2 and with_grad and input.dtype != torch.float16:
+        expected = float(normalizer_value or max(1, input.numel()))
+    call.launch(grad, loss=loss, partials=partials, WITH_LOSSES=none, scale=1.0 / expected)
+    finish(
+        partials, programs, loss, scale, reduction, expected, normalizer, normalizer_value, False,
+        True,
+    )  # fmt: skip
+    return loss, scale[0].clone(), returned
+
+
+def sigmoid_focal_bwd(grad_output: Tensor, scale: Tensor, input: Tensor, *args: Any) -> Tensor:
+    """The gradient."""
+    grad = torch.empty_like(input)
+    call = FocalCall(input, *args)
+    call.launch(grad, BACKWARD=True, grad_output=grad_output, scale_of_grad=scale)
+    return grad
+
+
+def _scale_into(grad: Tensor, grad_output: Tensor, scale: Tensor, out: Tensor) -> None:
+    if grad.numel() == 0:
+        return
+    shape = grad.shape
+    elements = Elements(shape, [broadcast_strides(x, shape) for x in (grad, grad_output, out)])
+    block = elements_block(grad.numel())
+    scale_kernel[(triton.cdiv(grad.numel(), block),)](
+        grad, grad_output, out, scale, grad.numel(), elements.sizes, *elements.strides,
+        NDIM=elements.ndim, IN_PLACE=out is grad, BLOCK=block,
+        DTYPE=element_type(accumulator(grad)), num_warps=ELEMENT_WARPS,
+    )  # fmt: skip
+
+
+def scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
+    """See csrc/scale_gradient.cpp."""
+    out = torch.empty_like(grad)
+    _scale_into(grad, grad_output, scale, out)
+    return out
+
+
+def scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> None:
+    """In place."""
+    _scale_into(grad, grad_output, scale, grad)
+
+
+OPERATORS = (
+    sigmoid_focal_fwd,
+    sigmoid_focal_bwd,
+    scale_gradient,
+    scale_gradient_,
+)
