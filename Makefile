@@ -94,6 +94,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@rm -rf build/typed && mkdir -p build/typed && cp -r python/fusedloss build/typed
+	@rm -rf build/typed/fusedloss/_triton && cp -r kernels/triton build/typed/fusedloss/_triton
+	MYPYPATH=build/typed $(BIN)/mypy build/typed/fusedloss/_triton
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(INSTALLED)

@@ -38,7 +38,7 @@ def interpreted() -> bool:
 def elements_block(numel: int) -> int:
     """Elements of a program."""
     largest = INTERPRETED_TILE if interpreted() else ELEMENTS
-    return min(largest, triton.next_power_of_2(max(1, numel)))
+    return min(largest, int(triton.next_power_of_2(max(1, numel))))
 
 
 def rows_launch(num_rows: int, classes: int) -> Launch:

@@ -178,7 +178,7 @@ def softmax_regions_fwd(
     if input.numel() > 0:
         sums, partials = regions.workspaces()
         call.launch(
-            None, region_rows_kernel, regions.groups, partials=partials, saved=saved,
+            None, region_rows_kernel, regions.groups.programs, partials=partials, saved=saved,
             saved_stride=call.rows.num_rows, WITH_SAVED=with_saved, sums=sums, slopes=slopes,
             **regions.arguments(),
         )  # fmt: skip
@@ -204,7 +204,7 @@ def softmax_regions_bwd(
     regions = Regions(input, call.rows, batch, squared, first_class, joined)
     group, this_class = regions.upstream(grad_output, generalized)
     call.launch(
-        grad, region_rows_kernel, regions.groups, BACKWARD=True, saved=saved.contiguous(),
+        grad, region_rows_kernel, regions.groups.programs, BACKWARD=True, saved=saved.contiguous(),
         saved_stride=call.rows.num_rows, grad_output=grad_output, u_n=group, u_l=this_class,
         scale_of_grad=scale, sums=slopes, slopes=slopes, **regions.arguments(),
     )  # fmt: skip

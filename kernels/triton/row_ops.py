@@ -66,7 +66,7 @@ class RowLoss:
         return 2 if self.third == NOTHING else 3
 
     def launch(
-        self, grad: Tensor | None, kernel: Any = row_kernel, groups: Groups | None = None,
+        self, grad: Tensor | None, kernel: Any = row_kernel, programs: int | None = None,
         **given: Any,
     ) -> None:  # fmt: skip
         """The kernel with what the call gives, the outputs and what backward adds."""
@@ -81,7 +81,8 @@ class RowLoss:
             t_strides = (t_n, 0, t_l)
         written, g_strides = to_write(grad, rows)
         launch = rows_launch(rows.num_rows, rows.classes)
-        programs = triton.cdiv(rows.num_rows, launch.rows) if groups is None else groups.programs
+        if programs is None:
+            programs = triton.cdiv(rows.num_rows, launch.rows)
         padded = self.numbers + (0.0,) * (NUMBERS - len(self.numbers))
         numbers = {f"n{i}": float(value) for i, value in enumerate(padded)}
         arguments: dict[str, Any] = {
@@ -236,7 +237,8 @@ def margin_softmax_call(
     ignore_index: int, reduction: int = 0,
 ) -> RowLoss:  # fmt: skip
     classes = input.size(0 if input.dim() == 1 else 1)
-    function, margins = margin_softmax.target, (input, input, input)
+    function = margin_softmax.target
+    margins: tuple[Tensor, ...] = (input, input, input)
     if m1_value != 1:
         function = margin_softmax.target_by_angle
     if m1 is not None or m2 is not None or m3 is not None:
