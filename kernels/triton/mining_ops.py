@@ -119,9 +119,9 @@ def mined_cross_entropy_bwd(
     """The gradient of what is selected."""
     grad = torch.empty_like(input)
     call = _mined_rows(input, target, weight, ignore_index)
-    upstream, (u_n, u_l) = with_strides(grad_output, call.rows.strides_of_rows)
+    upstream, u_strides = with_strides(grad_output, call.rows.strides_of_rows)
     call.launch(
-        grad, mined_rows_kernel, BACKWARD=True, grad_output=upstream, u_n=u_n, u_l=u_l,
+        grad, mined_rows_kernel, BACKWARD=True, grad_output=upstream, u_strides=u_strides,
         scale_of_grad=scale, marks=marks.contiguous(), values=marks, selection=selection,
         threshold=0.0, BITS=_bits(call.dtype), num_warps=MINED_WARPS,
     )  # fmt: skip

@@ -202,10 +202,10 @@ def softmax_regions_bwd(
         alpha_value, ignore_index,
     )  # fmt: skip
     regions = Regions(input, call.rows, batch, squared, first_class, joined)
-    group, this_class = regions.upstream(grad_output, generalized)
+    u_strides = regions.upstream(grad_output, generalized)
     call.launch(
         grad, region_rows_kernel, regions.groups.programs, BACKWARD=True, saved=saved.contiguous(),
-        saved_stride=call.rows.num_rows, grad_output=grad_output, u_n=group, u_l=this_class,
+        saved_stride=call.rows.num_rows, grad_output=grad_output, u_strides=u_strides,
         scale_of_grad=scale, sums=slopes, slopes=slopes, **regions.arguments(),
     )  # fmt: skip
     return grad
@@ -240,8 +240,8 @@ class RegionElements:
             target, t_strides = with_strides(target, rows.strides)
         written, g_strides = to_write(grad, rows)
         launch = groups.launch
-        arguments = {"grad_output": x, "scale_of_grad": x, "partials": x, "u_group": 0,
-                     "u_class": 0, "BACKWARD": False, **given}  # fmt: skip
+        arguments = {"grad_output": x, "scale_of_grad": x, "partials": x, "u_strides": (0, 0),
+                     "BACKWARD": False, **given}  # fmt: skip
         n0, n1, n2 = focal_call.numbers
         region_elements_kernel[(groups.programs,)](
             x=x, target=target, side=x if self.alpha is None else self.alpha,
@@ -249,9 +249,7 @@ class RegionElements:
             n0=n0, n1=n1, n2=float(n2), n3=0.0, side_value=float(focal_call.alpha_value),
             ignored_target=focal_call.ignored_target(), ignore_index=focal_call.ignore_index,
             num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
-            x_n=x_strides[0], x_c=x_strides[1], x_l=x_strides[2],
-            t_n=t_strides[0], t_c=t_strides[1], t_l=t_strides[2],
-            g_n=g_strides[0], g_c=g_strides[1], g_l=g_strides[2],
+            x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,
             ELEMENT=focal.element, SIGMOID=self.sigmoid, INDEXED=focal_call.indexed,
             HAS_SIDE=self.alpha is not None, ROWS=launch.rows, CLASSES=launch.classes,
             ONE_TILE=launch.one_tile, DTYPE=element_type(focal_call.dtype),
@@ -298,9 +296,9 @@ def element_regions_bwd(
         input, target, alpha, activation, joined, label_smoothing, focal_gamma, alpha_value,
         squared, batch, first_class, ignore_index,
     )  # fmt: skip
-    group, this_class = call.regions.upstream(grad_output, generalized)
+    u_strides = call.regions.upstream(grad_output, generalized)
     call.launch(
-        grad, BACKWARD=True, grad_output=grad_output, u_group=group, u_class=this_class,
+        grad, BACKWARD=True, grad_output=grad_output, u_strides=u_strides,
         scale_of_grad=scale, slopes=slopes, sums=slopes,
     )  # fmt: skip
     return grad

@@ -11,7 +11,18 @@ import triton.language as tl
 from .loss import overlap as overlap_loss
 from .math import logistic, number
 from .row_softmax import PARTIALS, leave_partials
-from .rows import NONE, PROBABILITIES, labels, logits, restored, save, state_of, statistics, units
+from .rows import (
+    NONE,
+    PROBABILITIES,
+    labels,
+    logits,
+    restored,
+    row_places,
+    save,
+    state_of,
+    statistics,
+    units,
+)
 
 SUMS = tl.constexpr(3)  # I, P, T
 
@@ -70,8 +81,7 @@ def _power(x, SQUARED: tl.constexpr):
 
 @triton.jit
 def _slopes(
-    slopes, upstream, group, column, mask, classes, first_class, u_group, u_class,
-    dtype: tl.constexpr,
+    slopes, upstream, group, column, mask, classes, first_class, u_strides, dtype: tl.constexpr,
 ):  # fmt: skip
     """(dL/dI, dL/dP) of groups' classes, times what comes in."""
     if group.shape[0] == 1:
@@ -79,7 +89,9 @@ def _slopes(
     mask = mask & (column >= first_class)
     at = slopes + (group[:, None] * classes + column) * 2
     incoming = tl.load(
-        upstream + group[:, None] * u_group + (column - first_class) * u_class, mask=mask, other=0.0
+        upstream + group[:, None] * u_strides[0] + (column - first_class) * u_strides[1],
+        mask=mask,
+        other=0.0,
     )
     overlap = tl.load(at, mask=mask, other=0.0) * incoming
     mass = tl.load(at + 1, mask=mask, other=0.0) * incoming
@@ -96,7 +108,7 @@ def region_rows_kernel(
     logit_scale: "fp64", ceiling: "fp64", weight_value: "fp64",
     scale_main: "fp64", scale_by_row: "fp64", ignore_index,
     num_rows, classes, inner, saved_stride,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
+    x_strides, t_strides, g_strides, u_strides,
     sums, slopes, group_rows, parts, num_places, first_class,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
     TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
@@ -118,8 +130,9 @@ def region_rows_kernel(
     places, group, rows, n, lane, live = _group_rows(
         num_rows, group_rows, parts, inner, ROWS, GROUPS
     )
-    at = n * x_n + lane * x_l
-    t_at = n * t_n + lane * t_l
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)
+    t_at = row_places(n, lane, t_strides)
     label, row_weight, logit, counts, bad = labels(
         x, target, weight, number(weight_value, DTYPE), at, t_at, x_c, live, ignore_index, classes,
         DTYPE, TERMS, HAS_WEIGHT,
@@ -182,7 +195,8 @@ def region_rows_kernel(
             column = start + columns[None, :]
             mask = live[:, None] & (column < classes)
             overlap, mass = _slopes(
-                slopes, grad_output, group, column, mask, classes, first_class, u_n, u_l, DTYPE
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
+                DTYPE,
             )  # fmt: skip
             tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             p = tl.exp(tile - max_[:, None]) * share[:, None]
@@ -207,7 +221,8 @@ def region_rows_kernel(
             if not ONE_TILE:
                 tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             overlap, mass = _slopes(
-                slopes, grad_output, group, column, mask, classes, first_class, u_n, u_l, DTYPE
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
+                DTYPE,
             )  # fmt: skip
             p = tl.exp(tile - max_[:, None]) * share[:, None]
             t = tl.zeros((ROWS, CLASSES), DTYPE)
@@ -221,7 +236,7 @@ def region_rows_kernel(
                 g += slope_of_terms[:, None] * u
             g = tl.where(column == own_column, own_gradient[:, None], g)
             g = tl.where(valid[:, None], g, tl.where(bad[:, None], float("nan"), 0.0))
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
 
 
@@ -230,8 +245,7 @@ def region_elements_kernel(
     x, target, side, partials, sums, slopes, grad, grad_output, scale_of_grad,
     n0: "fp64", n1: "fp64", n2: "fp64", n3: "fp64", side_value: "fp64", ignored_target: "fp64",
     ignore_index, num_rows, classes, inner, group_rows, parts, num_places, first_class,
-    u_group, u_class,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l,
+    x_strides, t_strides, g_strides, u_strides,
     ELEMENT: tl.constexpr, SIGMOID: tl.constexpr, JOINED: tl.constexpr, INDEXED: tl.constexpr,
     HAS_SIDE: tl.constexpr, SQUARED: tl.constexpr, GROUPS: tl.constexpr, BACKWARD: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
@@ -242,8 +256,9 @@ def region_elements_kernel(
         num_rows, group_rows, parts, inner, ROWS, GROUPS
     )
     columns = tl.arange(0, CLASSES)
-    at = (n * x_n + lane * x_l)[:, None]
-    t_at = (n * t_n + lane * t_l)[:, None]
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)[:, None]
+    t_at = row_places(n, lane, t_strides)[:, None]
     joined_at = tl.zeros((ROWS, CLASSES), DTYPE)
     counted = tl.zeros((ROWS, CLASSES), tl.int32)
     stop = classes
@@ -279,7 +294,7 @@ def region_elements_kernel(
             loss, joined_slope = ELEMENT(value, t, alpha, one, numbers)
         if BACKWARD:
             overlap, mass = _slopes(
-                slopes, grad_output, group, column, mask, classes, first_class, u_group, u_class,
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
                 DTYPE,
             )  # fmt: skip
             h = overlap * t + mass * (2.0 * p if SQUARED else 1.0)
@@ -287,7 +302,7 @@ def region_elements_kernel(
             if JOINED:
                 g += tl.load(scale_of_grad) * tl.load(grad_output) * joined_slope
             g = tl.where(keep, tl.where(bad, float("nan"), g), 0.0)
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
         else:
             p = tl.where(keep, tl.where(bad, float("nan"), p), 0.0)

@@ -87,7 +87,7 @@ class RowLoss:
         numbers = {f"n{i}": float(value) for i, value in enumerate(padded)}
         arguments: dict[str, Any] = {
             "loss": x, "partials": x, "saved": x, "grad_output": x, "scale_of_grad": x,
-            "scale_main": 1.0, "scale_by_row": 1.0, "u_n": 0, "u_l": 0, "saved_stride": 0,
+            "scale_main": 1.0, "scale_by_row": 1.0, "u_strides": (0, 0), "saved_stride": 0,
             "BACKWARD": False, "WITH_SAVED": False, "WITH_LOSSES": False, "num_warps": launch.warps,
             **given,
         }  # fmt: skip
@@ -99,9 +99,7 @@ class RowLoss:
             logit_scale=float(self.logit_scale), ceiling=float(self.ceiling),
             weight_value=float(self.weight_value), ignore_index=self.ignore_index,
             num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
-            x_n=x_strides[0], x_c=x_strides[1], x_l=x_strides[2],
-            t_n=t_strides[0], t_c=t_strides[1], t_l=t_strides[2],
-            g_n=g_strides[0], g_c=g_strides[1], g_l=g_strides[2],
+            x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,
             VALUE=self.loss.value, GRADIENT=self.loss.gradient, TARGET=self.target_function,
             TERMS=self.terms, HAS_WEIGHT=self.weight is not None,
             CHANGES_TARGET=self.changes_target, HAS_CEILING=self.ceiling < math.inf,
@@ -142,9 +140,9 @@ class RowLoss:
 
     def backward(self, grad_output: Tensor, scale: Tensor, saved: Tensor, grad: Tensor) -> None:
         """The gradient into `grad`, which may be the logits."""
-        upstream, (u_n, u_l) = with_strides(grad_output, self.rows.strides_of_rows)
+        upstream, u_strides = with_strides(grad_output, self.rows.strides_of_rows)
         self.launch(
-            grad, BACKWARD=True, grad_output=upstream, u_n=u_n, u_l=u_l, scale_of_grad=scale,
+            grad, BACKWARD=True, grad_output=upstream, u_strides=u_strides, scale_of_grad=scale,
             saved=saved.contiguous(), saved_stride=self.rows.num_rows,
         )  # fmt: skip
 
