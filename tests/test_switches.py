@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -203,10 +204,6 @@ def test_refused_values(value: Any) -> None:
 
 
 def test_implementations_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match=r"no cuda device.*TRITON_INTERPRET=1"):
-        fusedloss.backend("triton")
-    assert _backend._backend_setting.value == "auto"
-
     monkeypatch.setattr(_ops, "_library", None)
     with pytest.raises(RuntimeError, match="native library of fusedloss was not built"):
         fusedloss.backend("native")
@@ -217,6 +214,36 @@ def test_implementations_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     text = fusedloss.show_config()
     assert "not built" in text
     assert "eager reference" in text
+
+
+def test_triton_serves_a_gpu_that_the_build_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
+    monkeypatch.setitem(_ops._facts, "cuda", False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = "this build of fusedloss holds no CUDA kernels"
+
+    def used() -> str:
+        (line,) = [x for x in fusedloss.show_config().splitlines() if x.startswith("CUDA tensors")]
+        return line.removeprefix("CUDA tensors use").strip()
+
+    assert used() == f"Triton kernels ({reason})"
+    with fusedloss.backend("native"):
+        assert used() == f"nothing ({reason})"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert used() == f"eager reference ({reason}; triton is not installed)"
+    with pytest.raises(RuntimeError, match=r"'triton' was asked for, but triton is not installed"):
+        fusedloss.backend("triton")
+
+
+def test_forcing_triton_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"no cuda device.*TRITON_INTERPRET=1"):
+        fusedloss.backend("triton")
+    assert _backend._backend_setting.value == "auto"
 
 
 def meta_call(**options: Any) -> Tensor:
