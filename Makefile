@@ -77,6 +77,7 @@ bench: build cmake
 	-$(PIP) "$(TORCH)" torchvision timm segmentation-models-pytorch
 	-$(PIP) "$(TORCH)" pytorch-metric-learning
 	-$(PIP) "$(TORCH)" monai
+	-$(PIP) "$(TORCH)" liger-kernel
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
 

@@ -1,4 +1,4 @@
-"""Cross entropy as people write it, as timm has it, and fused.
+"""Cross entropy as people write it, as timm and Liger have it, and fused.
 
 Arguments of every form: logits [N, C, ...], labels int64 [N, ...]. Label smoothing e is torch's: e/C
 for every class. The mean is over the rows that are not ignored.
@@ -61,6 +61,23 @@ def contenders(smoothing: float = 0.0, ignore_index: int = IGNORE_NOTHING) -> di
 
         found["fusedloss"] = fused
     return found
+
+
+def gpu_contenders(smoothing: float, ignore_index: int) -> dict[str, LossFn]:
+    """Liger's Triton kernel, for logits [N, C]. It writes the gradient over the logits, which others
+    still need: it gets a clone of them, and the clone is timed with it.
+    """
+    function = optional("liger_kernel.transformers.functional", "liger_cross_entropy")
+    if function is None:
+        return {}
+
+    def liger(logits: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = function(
+            logits.clone(), labels, ignore_index=ignore_index, label_smoothing=smoothing
+        )
+        return value
+
+    return {"liger with clone": liger}
 
 
 def reference(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import backend
 from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
 from .measure import Options, measure, prepare
 from .report import Report
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")
     p.add_argument("--threads", type=_threads, help="CPU threads (default: torch's)")
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    p.add_argument("--backend", default="auto", choices=["auto", "triton"], help="of fusedloss")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     p.add_argument("--no-default-malloc", action="store_true", help="time warm malloc only")
     p.add_argument("--check-bars", action="store_true", help="exit 1 where a bar fails")
@@ -187,6 +189,7 @@ def _start(args: argparse.Namespace, options: Options) -> Report:
         "rounds": options.rounds,
         "protocol": "contenders checked against float64, then timed in turns; medians;"
         " gradient freshly allocated; forward alone under no_grad",
+        "backend of fusedloss": args.backend,
     }
     out = Report(machine.facts(), settings)
     busy, sentence = machine.wait_idle(args.wait_idle)
@@ -209,9 +212,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not selected:
         print("no case matches; --list shows them", file=sys.stderr)
         return 1
+    if args.backend == "triton" and args.device != "cuda":
+        print("--backend triton: has kernels for GPUs, give --device cuda too", file=sys.stderr)
+        return 1
     if args.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: no GPU in this machine", file=sys.stderr)
         return 1
+    with backend(args.backend):
+        return _run(selected, args)
+
+
+def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
+    """Measures the cases; the exit status."""
     if args.threads:
         torch.set_num_threads(args.threads)
     rounds = args.rounds or (timing.MIN_ROUNDS if args.quick else Options.rounds)
