@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fusedloss import backend
 
-from .. import backend
 from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
 from .measure import Options, measure, prepare
 from .report import Report
