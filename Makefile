@@ -81,6 +81,7 @@ bench: build cmake
 	-$(PIP) "$(TORCH)" torchvision timm segmentation-models-pytorch
 	-$(PIP) "$(TORCH)" pytorch-metric-learning
 	-$(PIP) "$(TORCH)" monai
+	-$(PIP) "$(TORCH)" liger-kernel
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
 
@@ -98,6 +99,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@rm -rf build/typed && mkdir -p build/typed && cp -r python/fusedloss build/typed
+	@rm -rf build/typed/fusedloss/_triton && cp -r kernels/triton build/typed/fusedloss/_triton
+	MYPYPATH=build/typed $(BIN)/mypy build/typed/fusedloss/_triton
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Cross entropy as people write it, as timm has it, and fused.
+"""Cross entropy as people write it, as timm and Liger have it, and fused.
 
 Arguments of every form: logits [N, C, ...], labels int64 [N, ...]. Label smoothing e is torch's: e/C
 for every class. The mean is over the rows that are not ignored.
@@ -42,36 +42,14 @@ def handwritten(smoothing: float) -> LossFn:
     return loss
 
 
-def liger(smoothing: float) -> LossFn | None:
-    """Liger's Triton kernel, which has no CPU form. It writes the gradient over the logits, which a
-    model's own are free for; those of a benchmark are not, so it gets a copy.
-    """
-    if not torch.cuda.is_available():
-        return None
-    function = optional("liger_kernel.transformers.functional", "liger_cross_entropy")
-    if function is None:
-        return None
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        value: Tensor = function(logits.clone(), labels, label_smoothing=smoothing)
-        return value
-
-    return loss
-
-
 def contenders(smoothing: float = 0.0, ignore_index: int = IGNORE_NOTHING) -> dict[str, LossFn]:
-    """Eager and fused; with smoothing (then [N, C], nothing ignored) also what is written by hand, timm's
-    class and Liger's function.
-    """
+    """Eager and fused; with smoothing (then [N, C], nothing ignored) the handwritten form and timm."""
     found: dict[str, LossFn] = {"eager": eager(smoothing, ignore_index)}
     if smoothing:
         found["handwritten"] = handwritten(smoothing)
         package = optional("timm.loss", "LabelSmoothingCrossEntropy")
         if package is not None:
             found["timm"] = package(smoothing)
-        on_a_copy = liger(smoothing)
-        if on_a_copy is not None:
-            found["liger, on a copy"] = on_a_copy
     function = optional("fusedloss", "cross_entropy")
     if function is not None:
 
@@ -83,6 +61,23 @@ def contenders(smoothing: float = 0.0, ignore_index: int = IGNORE_NOTHING) -> di
 
         found["fusedloss"] = fused
     return found
+
+
+def gpu_contenders(smoothing: float, ignore_index: int) -> dict[str, LossFn]:
+    """Liger's Triton kernel, for logits [N, C]. It writes the gradient over the logits, which others
+    still need: it gets a clone of them, and the clone is timed with it.
+    """
+    function = optional("liger_kernel.transformers.functional", "liger_cross_entropy")
+    if function is None:
+        return {}
+
+    def liger(logits: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = function(
+            logits.clone(), labels, ignore_index=ignore_index, label_smoothing=smoothing
+        )
+        return value
+
+    return {"liger with clone": liger}
 
 
 def reference(

@@ -72,6 +72,9 @@ def _cross_entropy(
         setup=inputs.classification if len(shape) == 2 else inputs.segmentation,
         contenders=functools.partial(cross_entropy.contenders, smoothing, ignore_index),
         reference=cross_entropy.reference(smoothing, ignore_index),
+        gpu_contenders=functools.partial(cross_entropy.gpu_contenders, smoothing, ignore_index)
+        if len(shape) == 2
+        else dict,
         series=series,
         class_dim=1,
         gpu_shape=gpu_shape,

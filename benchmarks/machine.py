@@ -158,6 +158,7 @@ def facts() -> dict[str, str]:
         "segmentation-models-pytorch": _installed("segmentation-models-pytorch"),
         "pytorch-metric-learning": _installed("pytorch-metric-learning"),
         "monai": _installed("monai"),
+        "liger-kernel": _installed("liger-kernel"),
         "fusedloss": _version("fusedloss"),
         "allocator variables": ", ".join(allocator_variables()) or "none set",
     }

@@ -50,18 +50,24 @@ def _compiled(case: Case, eager: LossFn) -> LossFn:
     return torch.compile(eager, fullgraph=case.fullgraph, dynamic=False)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def prepare(case: Case, device: torch.device, options: Options, progress: Progress) -> Prepared:
     """Makes the inputs and checks each contender against the float64 reference of its function.
 
     Raises WrongResultError for a contender that is wrong. A form that does not fit into the GPU's
-    memory or cannot be compiled here is left out with the reason; any other error is raised.
+    memory or cannot be compiled here is left out with the reason, and so is a package's for GPUs
+    that fails or is wrong; any other error is raised.
     """
     progress("inputs and reference")
     inputs = case.setup(case, device)
     ready = Prepared(case, inputs)
     reference = case.reference(inputs.logits, *inputs.args)
     contenders = case.contenders()
-    for name, loss in contenders.items():
+    packages = case.gpu_contenders() if device.type == "cuda" else {}
+    for name, loss in {**contenders, **packages}.items():
         progress(f"checking {name}")
         other = case.other_functions.get(name)
         truth = other.reference(inputs.logits, *inputs.args) if other else reference
@@ -71,6 +77,10 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
             ready.errors[name] = timing.check(label, loss, inputs, truth, allowed)
         except torch.OutOfMemoryError:
             ready.not_run.append(f"{case.name}: {name} needs more memory than there is")
+        except Exception as error:
+            if name not in packages:
+                raise
+            ready.not_run.append(f"{case.name}: {name} failed: {_first_line(error)}")
         else:
             ready.contenders[name] = loss
     if options.compile and "eager" in contenders:
@@ -81,8 +91,7 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
         except timing.WrongResultError:
             raise
         except Exception as error:  # the compiler has many ways to fail, and is not ours
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            ready.not_run.append(f"{case.name}: torch.compile failed: {reason}")
+            ready.not_run.append(f"{case.name}: torch.compile failed: {_first_line(error)}")
         else:
             ready.errors["compile"] = errors
             ready.contenders["compile"] = loss

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fusedloss
 import torch
+from fusedloss import backend
 
 from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
 from .measure import Options, measure, prepare
@@ -85,12 +85,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")
     p.add_argument("--threads", type=_threads, help="CPU threads (default: torch's)")
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    p.add_argument(
-        "--backend",
-        default="auto",
-        choices=["auto", "native", "triton", "reference"],
-        help="what runs fusedloss's calls (default auto, as in training)",
-    )
+    p.add_argument("--backend", default="auto", choices=["auto", "triton"], help="of fusedloss")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     p.add_argument("--no-default-malloc", action="store_true", help="time warm malloc only")
     p.add_argument("--check-bars", action="store_true", help="exit 1 where a bar fails")
@@ -192,9 +187,9 @@ def _start(args: argparse.Namespace, options: Options) -> Report:
     """Machine facts and the load before anything runs, printed and noted."""
     settings: dict[str, Any] = {
         "rounds": options.rounds,
-        "backend": args.backend,
         "protocol": "contenders checked against float64, then timed in turns; medians;"
         " gradient freshly allocated; forward alone under no_grad",
+        "backend of fusedloss": args.backend,
     }
     out = Report(machine.facts(), settings)
     busy, sentence = machine.wait_idle(args.wait_idle)
@@ -217,22 +212,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not selected:
         print("no case matches; --list shows them", file=sys.stderr)
         return 1
+    if args.backend == "triton" and args.device != "cuda":
+        print("--backend triton: has kernels for GPUs, give --device cuda too", file=sys.stderr)
+        return 1
     if args.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: no GPU in this machine", file=sys.stderr)
         return 1
+    with backend(args.backend):
+        return _run(selected, args)
+
+
+def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
+    """Measures the cases; the exit status."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        chosen = fusedloss.backend(args.backend)
-    except RuntimeError as error:
-        print(f"--backend {args.backend}: {error}", file=sys.stderr)
-        return 1
-    with chosen:
-        return _run(args, selected)
-
-
-def _run(args: argparse.Namespace, selected: Sequence[Case]) -> int:
-    """The cases, on every device asked for; the exit status."""
     rounds = args.rounds or (timing.MIN_ROUNDS if args.quick else Options.rounds)
     options = Options(rounds, compile=not args.no_compile)
     progress = Progress()

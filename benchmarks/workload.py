@@ -72,6 +72,8 @@ class Case:
     """Whether `torch.compile` must take the eager form without a graph break."""
     other_functions: Mapping[str, OtherFunction] = field(default_factory=dict)
     """Contenders that are checked against a reference of their own, and marked in the report."""
+    gpu_contenders: Callable[[], dict[str, LossFn]] = dict
+    """Contenders that run on a GPU alone; what fails or is wrong there is left out with the reason."""
     yardsticks: Mapping[str, Yardstick] = field(default_factory=lambda: {CLONE: clone})
 
     @property

@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import json
 import math
-import re
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fusedloss
 import pytest
 import torch
 from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
@@ -59,40 +56,6 @@ def test_every_contender_of_every_case_is_right(case: Case) -> None:
 def test_every_contender_of_a_small_case_is_right_at_its_own_size(case: Case) -> None:
     ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
     assert {"eager", "fusedloss"} <= set(ready.contenders)
-
-
-def test_liger_gets_a_copy_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def over_its_input(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> Any:
-        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        with torch.no_grad():
-            logits.zero_()
-        return loss
-
-    module = types.ModuleType("liger_kernel.transformers.functional")
-    module.liger_cross_entropy = over_its_input  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
-    monkeypatch.setitem(
-        sys.modules, "liger_kernel.transformers", types.ModuleType("liger_kernel.transformers")
-    )
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert "liger, on a copy" not in cross_entropy.contenders(0.1)  # no GPU
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    form = cross_entropy.contenders(0.1)["liger, on a copy"]
-    logits, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
-    before = logits.clone()
-    value = form(logits, labels)
-    assert torch.equal(logits, before)
-    torch.testing.assert_close(value, cross_entropy.eager(0.1, -100)(logits, labels))
-
-
-def test_the_backend_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--filter", "small-ce-smooth-8x10", "--device", "cpu", "--no-compile"]
-    argv += ["--no-default-malloc", "--rounds", "7", "--out", str(tmp_path)]
-    assert run.main([*argv, "--backend", "triton"]) == 1
-    assert "--backend triton: backend: 'triton' was asked for, but" in capsys.readouterr().err
-    assert run.main([*argv, "--backend", "reference"]) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["settings"]["backend"] == "reference"
-    assert re.search(r"^backend +auto$", fusedloss.show_config(), re.MULTILINE)  # as before
 
 
 def test_the_margins_have_the_contenders_that_need_no_package() -> None:
@@ -328,6 +291,66 @@ def test_a_contender_that_does_not_fit_is_left_out() -> None:
     ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
     assert set(ready.contenders) == {"eager"}
     assert ready.not_run == [f"{case.name}: greedy needs more memory than there is"]
+
+
+CUDA = torch.device("cuda")
+
+
+def on_a_pretended_gpu(case: Case) -> Case:
+    """The case with inputs on the CPU, whatever the device."""
+    return dataclasses.replace(case, setup=lambda case, device: classification(case))
+
+
+def classification(case: Case) -> Inputs:
+    return inputs.classification(case, CPU)
+
+
+def test_liger_contends_on_a_gpu_and_gets_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrites(logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(logits, labels, **options)
+        with torch.no_grad():
+            logits.zero_()
+        return loss
+
+    package = types.ModuleType("liger_kernel.transformers.functional")
+    package.liger_cross_entropy = overwrites  # type: ignore[attr-defined]
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    case = case_named("imagenet-ce-smooth-8192x1000-fp32", (16, 7))
+    options = measure.Options(compile=False)
+    assert "liger with clone" not in measure.prepare(case, CPU, options, quiet).contenders
+    ready = measure.prepare(on_a_pretended_gpu(case), CUDA, options, quiet)
+    assert {"eager", "fusedloss", "liger with clone"} <= set(ready.contenders)
+    assert ready.inputs.logits.any()
+
+
+def test_liger_vanishes_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # has the import fail
+    monkeypatch.setattr(baselines, "_missing", {})
+    case = on_a_pretended_gpu(case_named("imagenet-ce-8192x1000-fp32", (16, 7)))
+    ready = measure.prepare(case, CUDA, measure.Options(compile=False), quiet)
+    assert "liger with clone" not in ready.contenders
+    assert ready.not_run == []
+    assert "liger_kernel" in baselines.unavailable()[-1]
+    pixels = next(case for case in cases.CASES if case.name == "cityscapes-ce-fp32")
+    assert pixels.gpu_contenders() == {}
+
+
+def test_a_package_that_fails_on_the_gpu_is_left_out() -> None:
+    def wrong(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.sum()
+
+    case = case_named("imagenet-ce-8192x1000-fp32", (16, 7))
+    case = dataclasses.replace(on_a_pretended_gpu(case), gpu_contenders=lambda: {"wrong": wrong})
+    ready = measure.prepare(case, CUDA, measure.Options(compile=False), quiet)
+    assert "wrong" not in ready.contenders
+    assert "wrong is wrong and is not timed" in ready.not_run[0]
+
+
+def test_the_triton_backend_is_timed_on_a_gpu_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--backend", "triton"]) == 1
+    assert "--device cuda" in capsys.readouterr().err
 
 
 def test_segmentation_labels_lie_in_patches_and_are_ignored_now_and_then() -> None:

@@ -205,10 +205,6 @@ def test_refused_values(value: Any) -> None:
 
 
 def test_implementations_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match=r"no cuda device.*TRITON_INTERPRET=1"):
-        fusedloss.backend("triton")
-    assert _backend._backend_setting.value == "auto"
-
     monkeypatch.setattr(_ops, "_library", None)
     with pytest.raises(RuntimeError, match="native library of fusedloss was not built"):
         fusedloss.backend("native")
@@ -252,6 +248,15 @@ def test_a_gpu_without_compiled_kernels_gets_those_of_triton(
     monkeypatch.setattr(_triton_backend, "_permanent", {})
     with pytest.warns(RuntimeWarning, match=r"no CUDA kernels.*triton is not installed"):
         assert not _backend.use_kernels(on_gpu)  # type: ignore[arg-type]
+
+
+def test_forcing_triton_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"no cuda device.*TRITON_INTERPRET=1"):
+        fusedloss.backend("triton")
+    assert _backend._backend_setting.value == "auto"
 
 
 def meta_call(**options: Any) -> Tensor:

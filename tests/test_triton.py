@@ -66,6 +66,31 @@ def test_native_kernels_agree(case: Case) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("shape", [(7, 4), (9, 4, 3), (2, 4, 50), (3, 4, 16)])
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_samples_shared_by_programs(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], mode: str, batch: bool
+) -> None:
+    """Several samples a program, and several programs a sample: 16 rows a tile."""
+    from fusedloss._triton import launch
+
+    monkeypatch.setattr(launch, "INTERPRETED_TILE", 64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
+    if mode == "multilabel":
+        target = torch.randint(2, shape, generator=generator)
+
+    def results() -> tuple[Tensor, Tensor]:
+        loss = fusedloss.dice_loss(x, target, mode=mode, batch=batch, reduction="none")
+        return loss, torch.autograd.grad((loss * loss).sum(), x)[0]
+
+    ours = results()
+    with fusedloss.backend("native"):
+        torch.testing.assert_close(ours, results(), rtol=1e-12, atol=1e-14)
+
+
 def test_the_choice_is_shown_and_taken_back() -> None:
     assert "Triton kernels" in show_config()
     x, target = torch.randn(3, 4), torch.tensor([0, 9, 1])

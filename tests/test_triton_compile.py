@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import compiled_kernels
@@ -20,12 +21,12 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
-    compiled_kernels.cuobjdump() is None or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="needs cuobjdump, and Triton as a compiler",
+    os.environ.get("TRITON_INTERPRET") == "1", reason="needs Triton as a compiler"
 )
+needs_cuobjdump = pytest.mark.skipif(compiled_kernels.cuobjdump() is None, reason="needs cuobjdump")
 
-# NVIDIA's, and one of AMD's, whose waves have 64 threads.
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+CAPABILITIES = (80, 90, 100)
+AMD = ("gfx90a", "gfx942")
 
 
 @dataclass(frozen=True)
@@ -33,45 +34,36 @@ class Compiled:
     """One kernel for one architecture."""
 
     name: str
-    architecture: str
+    capability: int
     registers: int
     local_bytes: int
     wide_loads: int
 
 
-def compile_for(
-    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], architecture: str, folder: Path
-) -> Compiled:
-    """As a launch with these arguments would have it."""
+def compile_for(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *target: Any) -> Any:
+    """As a launch with these arguments would have it: what Triton leaves, by name."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    of_nvidia = architecture.startswith("sm_")
-    if of_nvidia:
-        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    else:
-        target = GPUTarget("hip", architecture, 64)
-    backend = make_backend(target)
+    gpu = GPUTarget(*target)
+    backend = make_backend(gpu)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = binder(*args, **kwargs)
     options, signature, constants, attributes = kernel._pack_args(
         backend, kwargs, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options.__dict__)
-    name = kernel.fn.__name__
-    if not of_nvidia:
-        listed = compiled.asm["amdgcn"]
-        registers, spilled = (
-            int(re.findall(rf"\.vgpr_{what}: +(\d+)", listed)[-1])
-            for what in ("count", "spill_count")
-        )
-        (scratch,) = re.findall(r"; ScratchSize: (\d+)", listed)
-        wide = len(re.findall(r"(?:global|buffer)_load_dwordx4", listed))
-        return Compiled(name, architecture, registers, 4 * spilled + int(scratch), wide)
+    return triton.compile(source, target=gpu, options=options.__dict__).asm
+
+
+def for_nvidia(
+    kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int, folder: Path
+) -> Compiled:
+    """With what cuobjdump says of it."""
+    asm = compile_for(kernel, args, kwargs, "cuda", capability, 32)
     path = folder / "kernel.cubin"
-    path.write_bytes(compiled.asm["cubin"])
+    path.write_bytes(asm["cubin"])
     listed = subprocess.run(
         [str(compiled_kernels.cuobjdump()), "-res-usage", str(path)],
         capture_output=True,
@@ -80,24 +72,26 @@ def compile_for(
     ).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", listed)
     assert usage is not None, listed
-    wide = len(re.findall(r"ld\.global\S*\.v4\.b32", compiled.asm["ptx"]))
+    wide = len(re.findall(r"ld\.global\S*\.v4\.b32", asm["ptx"]))
     registers, stack, _, local = map(int, usage.groups())
-    return Compiled(name, architecture, registers, stack + local, wide)
+    return Compiled(kernel.fn.__name__, capability, registers, stack + local, wide)
+
+
+Launches = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]  # kernels, arguments, keywords
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Compiled]:
-    """What the operators would launch, compiled instead."""
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """What the operators would launch."""
     from triton.runtime.jit import JITFunction
 
-    done: list[Compiled] = []
+    noted: Launches = []
 
-    def compile_instead(self: Any, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
-        for architecture in ARCHITECTURES:
-            done.append(compile_for(self, args, kwargs, architecture, tmp_path))
+    def note(self: Any, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
+        noted.append((self, args, kwargs))
 
-    monkeypatch.setattr(JITFunction, "run", compile_instead)
-    return done
+    monkeypatch.setattr(JITFunction, "run", note)
+    return noted
 
 
 def rows(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -105,7 +99,7 @@ def rows(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x, torch.zeros([shape[0], *shape[2:]], dtype=torch.int64)
 
 
-IMAGES, VOCABULARY = (2, 19, 64, 128), (64, 32768)
+IMAGES, VOCABULARY, VECTORS = (2, 19, 64, 128), (64, 32768), (4096, 64)
 OVERLAP = (2.0, 0.0, 1.0, 1.0, 0.0, 1e-6, 1.0, False, 0, False, 0)
 
 
@@ -121,6 +115,7 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """By name, calls of the operators."""
     image, pixels = rows(IMAGES, dtype)
     words, word = rows(VOCABULARY, dtype)
+    vectors, label = rows(VECTORS, dtype)
     one, scale = torch.ones(()), torch.ones(2)
     saved = torch.empty(3, *pixels.shape)
     dense = torch.rand(IMAGES)
@@ -154,12 +149,23 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             one, scale, saved[:2], torch.empty(38, 2), image, pixels, None, False, 0, 0, 0.0,
             False, 0.0, 1.0, False, False, -100,
         ),
+        "dice of vectors": lambda: ops.softmax_regions_fwd(
+            vectors, label, None, None, *OVERLAP, 1.0, *regions, 2, True, False
+        ),
+        "dice of vectors, backward": lambda: ops.softmax_regions_bwd(
+            one, scale, torch.empty(2, VECTORS[0]), torch.empty(64 * VECTORS[0], 2), vectors, label,
+            None, False, 0, 0, 0.0, False, 0.0, 1.0, False, False, -100,
+        ),
         "dice with cross entropy": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *OVERLAP, *joined, False
         ),
         "sigmoid dice": lambda: ops.element_regions_fwd(
             image, dense, None, None, *OVERLAP, 1.0, 1, 0, 1.0, 0.0, 0.0, -1.0, False, False, -100,
             2,
+        ),
+        "sigmoid dice of vectors": lambda: ops.element_regions_fwd(
+            vectors, label, None, None, *OVERLAP, 1.0, 1, 0, 1.0, 0.0, 0.0, -1.0, False, False,
+            -100, 2,
         ),
         "ohem": lambda: ops.mined_cross_entropy_fwd(
             image, pixels, None, 0.36, WANTED["together"], 1000, 0.0, True, -100, 2, False
@@ -176,23 +182,52 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_kernel_compiles_without_spills(launches: list[Compiled], dtype: torch.dtype) -> None:
-    from fusedloss._triton import ops
+def calls(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    from fusedloss._triton.ops import OPERATORS
 
+    return losses(SimpleNamespace(**OPERATORS), dtype)
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kernel_compiles_without_spills(
+    launches: Launches, dtype: torch.dtype, tmp_path: Path
+) -> None:
     print(f"\n{'call':<26} {'kernel':<26} {'arch':<7} {'regs':>4} {'local':>5} {'wide':>4}")
-    for name, call in losses(ops, dtype).items():
+    for name, call in calls(dtype).items():
         launches.clear()
         call()
-        assert {k.architecture for k in launches} == set(ARCHITECTURES)
-        for k in launches:
+        compiled = [
+            for_nvidia(*launch, capability, tmp_path)
+            for launch in launches
+            for capability in CAPABILITIES
+        ]
+        assert compiled
+        for k in compiled:
             print(
-                f"{name:<26} {k.name:<26} {k.architecture:<7} {k.registers:4} {k.local_bytes:5} "
+                f"{name:<26} {k.name:<26} sm_{k.capability:<4} {k.registers:4} {k.local_bytes:5} "
                 f"{k.wide_loads:4}"
             )
-            assert k.local_bytes == 0, f"{name}: {k.name} on {k.architecture} spills"
+            assert k.local_bytes == 0, f"{name}: {k.name} on sm_{k.capability} spills"
         main = [
-            k for k in launches if k.name.split("_")[0] in ("row", "pointwise", "region", "mined")
+            k for k in compiled if k.name.split("_")[0] in ("row", "pointwise", "region", "mined")
         ]
         if main and main[0].name != "mined_finish_kernel" and name != "scale":
             assert main[0].wide_loads > 0, f"{name}: {main[0].name} loads less than 16 bytes a time"
+
+
+@pytest.mark.parametrize("arch", AMD)
+def test_every_kernel_compiles_for_amd(launches: Launches, arch: str) -> None:
+    print(f"\n{'call':<26} {'kernel':<26} {'arch':<7} {'vgprs':>5} {'scratch':>7}")
+    for name, call in calls(torch.float32).items():
+        launches.clear()
+        call()
+        assert launches
+        for launch in launches:
+            asm = compile_for(*launch, "hip", arch, 64)
+            assert asm["hsaco"].startswith(b"\x7fELF")
+            numbers = dict(re.findall(r"\.(\w+): +(\d+)$", asm["amdgcn"], re.MULTILINE))
+            scratch = int(numbers["private_segment_fixed_size"])
+            kernel = launch[0].fn.__name__
+            print(f"{name:<26} {kernel:<26} {arch:<7} {numbers['vgpr_count']:>5} {scratch:7}")
+            assert scratch == 0, f"{name}: {kernel} on {arch} spills"

@@ -1,4 +1,4 @@
-"""What the calls of several engines share."""
+"""What every launch needs: the arithmetic's type, the gradient to write, the finish of a loss."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def finish(
     )  # fmt: skip
 
 
-def grad_if(input: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
+def grad_to_write(input: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
     """Where the gradient goes, if anywhere, and what the operator returns of it."""
     if not wanted:
         return None, input.new_empty(0)

@@ -12,6 +12,7 @@ TILE = 2048
 LONGEST_TILE = 2048  # classes of one tile; longer rows take several
 WARPS = 4
 MINED_WARPS = 8  # of the gradient of mined rows, which spills with fewer
+REGION_WARPS = 8  # of the region kernels, for the same reason
 INTERPRETED_TILE = 1 << 16  # the interpreter pays for programs, not for elements
 
 
@@ -37,7 +38,7 @@ def interpreted() -> bool:
 def elements_block(numel: int) -> int:
     """Elements of a program."""
     largest = INTERPRETED_TILE if interpreted() else ELEMENTS
-    return min(largest, triton.next_power_of_2(max(1, numel)))
+    return min(largest, int(triton.next_power_of_2(max(1, numel))))
 
 
 def rows_launch(num_rows: int, classes: int) -> Launch:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import torch
 from torch import Tensor
+
+S = TypeVar("S", tuple[int, int], tuple[int, int, int])
 
 
 def merged(x: Tensor, dims: Sequence[int]) -> tuple[int, int] | None:
@@ -51,12 +55,25 @@ class Rows:
         return (x.stride(0) if self.outer else 0), inner[1]
 
 
-def with_strides(x: Tensor, find: object) -> tuple[Tensor, tuple[int, ...]]:
+def to_write(grad: Tensor | None, rows: Rows) -> tuple[Tensor | None, tuple[int, int, int]]:
+    """`grad`, or a contiguous tensor to copy into it where strides do not merge, and those strides."""
+    if grad is None:
+        return None, (0, 0, 0)
+    strides = rows.strides(grad)
+    if strides is None:
+        grad = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        strides = rows.strides(grad)
+    assert strides is not None
+    return grad, strides
+
+
+def with_strides(x: Tensor, find: Callable[[Tensor], S | None]) -> tuple[Tensor, S]:
     """`x`, or a contiguous copy where its strides do not merge, and those strides."""
-    strides = find(x)  # type: ignore[operator]
+    strides = find(x)
     if strides is None:
         x = x.contiguous()
-        strides = find(x)  # type: ignore[operator]
+        strides = find(x)
+    assert strides is not None
     return x, strides
 
 

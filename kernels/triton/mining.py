@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .math import number
 from .pointwise import place
-from .rows import labels, logits, state_of, statistics
+from .rows import labels, logits, row_places, state_of, statistics
 
 BINS = tl.constexpr(256)
 # A slice's state: candidates wanted, the digits found, how many are above them, how many agree with
@@ -64,7 +64,7 @@ def mined_rows_kernel(
     logit_scale: "fp64", ceiling: "fp64", weight_value: "fp64",
     scale_main: "fp64", scale_by_row: "fp64", ignore_index,
     num_rows, classes, inner, saved_stride,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
+    x_strides, t_strides, g_strides, u_strides,
     marks, values, selection, threshold: "fp64",
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
     TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
@@ -86,8 +86,9 @@ def mined_rows_kernel(
     live = rows < num_rows
     n = rows // inner
     lane = rows - n * inner
-    at = n * x_n + lane * x_l
-    t_at = n * t_n + lane * t_l
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)
+    t_at = row_places(n, lane, t_strides)
     wanted = live
     share = tl.zeros((ROWS,), DTYPE)
     if BACKWARD:
@@ -116,7 +117,9 @@ def mined_rows_kernel(
         if HAS_WEIGHT:
             tl.store(values + rows, tl.where(bad, float("nan"), row_weight * nll), mask=live)
     else:
-        upstream = tl.load(grad_output + n * u_n + lane * u_l, mask=wanted, other=0.0)
+        upstream = tl.load(
+            grad_output + n * u_strides[0] + lane * u_strides[1], mask=wanted, other=0.0
+        )
         factor = share * tl.load(scale_of_grad) * upstream * row_weight
         softmax = factor / (1.0 + rest)
         own_gradient = -factor * state[4]
@@ -135,7 +138,7 @@ def mined_rows_kernel(
             g = tl.where(column == own_column, own_gradient[:, None], g)
             g = tl.where((wanted & valid)[:, None], g, 0.0)
             g = tl.where((wanted & bad)[:, None], float("nan"), g)
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
 
 

@@ -1,4 +1,4 @@
-"""The operators of hard example mining."""
+"""The operators of losses that count their hardest rows or elements only."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ def mined_cross_entropy_bwd(
     """The gradient of what is selected."""
     grad = torch.empty_like(input)
     call = _mined_rows(input, target, weight, ignore_index)
-    upstream, (u_n, u_l) = with_strides(grad_output, call.rows.strides_of_rows)
+    upstream, u_strides = with_strides(grad_output, call.rows.strides_of_rows)
     call.launch(
-        grad, mined_rows_kernel, BACKWARD=True, grad_output=upstream, u_n=u_n, u_l=u_l,
+        grad, mined_rows_kernel, BACKWARD=True, grad_output=upstream, u_strides=u_strides,
         scale_of_grad=scale, marks=marks.contiguous(), values=marks, selection=selection,
         threshold=0.0, BITS=_bits(call.dtype), num_warps=MINED_WARPS,
     )  # fmt: skip
@@ -196,3 +196,12 @@ def mined_binary_cross_entropy_bwd(
             input, target, None, marks, selection, from_logits, mined_dims, grad_output, scale, grad
         )
     return grad
+
+
+OPERATORS = (
+    mined_cross_entropy_fwd,
+    mined_cross_entropy_bwd,
+    mined_cross_entropy_bwd_,
+    mined_binary_cross_entropy_fwd,
+    mined_binary_cross_entropy_bwd,
+)

@@ -1,4 +1,4 @@
-"""The operators of losses over elements, and those that scale a gradient."""
+"""The operators of sigmoid focal loss, and the scaling of gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 import triton
 
-from .calls import accumulator, element_type, finish, grad_if
+from .calls import accumulator, element_type, finish, grad_to_write
 from .launch import ELEMENT_WARPS, elements_block
 from .layout import Elements, broadcast_strides
 from .loss import focal
@@ -82,7 +82,7 @@ def sigmoid_focal_fwd(
     call = FocalCall(
         input, target, alpha, weight, alpha_value, gamma, ignore_index, label_smoothing
     )
-    grad, returned = grad_if(input, with_grad)
+    grad, returned = grad_to_write(input, with_grad)
     none = reduction == 0
     loss = torch.empty_like(input, dtype=call.dtype)
     if not none:
@@ -132,3 +132,11 @@ def scale_gradient(grad: Tensor, grad_output: Tensor, scale: Tensor) -> Tensor:
 def scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> None:
     """In place."""
     _scale_into(grad, grad_output, scale, grad)
+
+
+OPERATORS = (
+    sigmoid_focal_fwd,
+    sigmoid_focal_bwd,
+    scale_gradient,
+    scale_gradient_,
+)

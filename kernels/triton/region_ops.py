@@ -1,4 +1,4 @@
-"""The operators of region losses, over rows of a softmax and over elements."""
+"""The operators of losses over regions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 import triton
 
 from .calls import FINISH_BLOCK, accumulator, element_type
-from .launch import rows_launch
-from .layout import Rows, with_strides
+from .launch import REGION_WARPS, rows_launch
+from .layout import Rows, to_write, with_strides
 from .loss import focal, nothing
 from .pointwise_ops import FocalCall
 from .regions import (
@@ -27,28 +27,27 @@ from .row_ops import (
     PROBABILITIES,
     SUM_U,
     RowLoss,
-    cross_entropy_rows,
-    softmax_focal_rows,
+    cross_entropy_call,
+    softmax_focal_call,
 )
 from .row_softmax import PARTIALS
 
+OVERLAP = 10  # numbers and switches that the operators have on how sums become losses
+
 
 class Groups:
-    """How regions' programs share the rows: each belongs to a group, a sample or the pooled batch; or
-    takes many, where groups are lone rows.
+    """How regions' programs share the rows: a group, which is a sample or the pooled batch, takes several
+    programs, or a program several whole groups.
     """
 
     def __init__(self, rows: Rows, samples: int, pooled: bool) -> None:
         self.count = 1 if pooled else samples
         self.rows = rows.num_rows // max(1, self.count)
-        self.lone = self.rows == 1 and self.count > 1
-        self.launch = rows_launch(self.count if self.lone else self.rows, rows.classes)
-        self.programs_of_group = triton.cdiv(self.rows, self.launch.rows)
-        if self.lone:
-            self.programs = triton.cdiv(self.count, self.launch.rows)
-        else:
-            self.programs = self.count * self.programs_of_group
-        self.shared = self.launch, self.programs
+        self.launch = rows_launch(rows.num_rows, rows.classes)
+        of_group = min(self.launch.rows, triton.next_power_of_2(max(1, self.rows)))
+        self.of_program = self.launch.rows // of_group
+        self.parts = triton.cdiv(self.rows, of_group)
+        self.programs = triton.cdiv(self.count, self.of_program) * self.parts
 
 
 class Regions:
@@ -66,13 +65,14 @@ class Regions:
     def arguments(self) -> dict[str, Any]:
         """Of both walks."""
         return {
-            "num_groups": self.groups.count,
             "group_rows": self.groups.rows,
-            "programs_of_group": self.groups.programs_of_group,
+            "parts": self.groups.parts,
+            "num_places": self.groups.count * self.groups.parts,
             "first_class": self.first_class,
             "JOINED": self.joined,
             "SQUARED": self.squared,
-            "LONE": self.groups.lone,
+            "GROUPS": self.groups.of_program,
+            "num_warps": REGION_WARPS,
         }
 
     def outputs(self, weighting: int, reduction: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,13 +92,12 @@ class Regions:
         )
 
     def workspaces(self) -> tuple[Tensor, Tensor]:
-        """Each program's sums (each row's where they are groups), its partials of what is joined."""
-        x, programs = self.input, self.groups.programs
-        leave_sums = self.groups.count if self.groups.lone else programs
-        shape = [leave_sums, self.rows.classes, int(SUMS)]
+        """The sums of each group's parts, and each program's partials of what is joined."""
+        x, groups = self.input, self.groups
+        shape = [groups.count, groups.parts, self.rows.classes, int(SUMS)]
         return (
             x.new_empty(shape, dtype=torch.float64),
-            x.new_empty([programs, int(PARTIALS)], dtype=torch.float64),
+            x.new_empty([groups.programs, int(PARTIALS)], dtype=torch.float64),
         )
 
     def finish(
@@ -110,13 +109,12 @@ class Regions:
         *numbers, log, weighting, skip_absent = overlap
         classes, groups = self.rows.classes, self.groups
         totals = sums
-        if groups.programs_of_group > 1:
+        if groups.parts > 1:
             totals = self.input.new_empty([groups.count, classes, int(SUMS)], dtype=torch.float64)
             width = min(64, triton.next_power_of_2(classes))
             add_sums_kernel[(groups.count, triton.cdiv(classes, width))](
-                sums, totals, classes, groups.programs_of_group,
-                CLASSES=width, PROGRAMS=max(1, 1024 // width),
-            )  # fmt: skip
+                sums, totals, classes, groups.parts, CLASSES=width, PARTS=max(1, 1024 // width)
+            )
         loss, scale, slopes = outputs
         region_finish_kernel[(1,)](
             totals, partials, groups.programs, totals if region_weight is None else region_weight,
@@ -142,12 +140,12 @@ def _region_rows(
     ignore_index: int, reduction: int = 1,
 ) -> RowLoss:  # fmt: skip
     if joined == 1:
-        return cross_entropy_rows(
+        return cross_entropy_call(
             input, target, class_weight, label_smoothing, smooth_others, 0.0, ignore_index,
             reduction,
         )  # fmt: skip
     if joined == 2:
-        return softmax_focal_rows(
+        return softmax_focal_call(
             input, target, class_weight, alpha_value, focal_gamma, label_smoothing, ignore_index,
             reduction,
         )  # fmt: skip
@@ -156,9 +154,6 @@ def _region_rows(
         nothing, input, target, (), ignore_index=ignore_index, reduction=reduction,
         terms=PROBABILITIES if soft else NONE, third=SUM_U if soft else NOTHING,
     )  # fmt: skip
-
-
-OVERLAP = 10  # numbers and switches that the operators have on how sums become losses
 
 
 def softmax_regions_fwd(
@@ -185,7 +180,7 @@ def softmax_regions_fwd(
     if input.numel() > 0:
         sums, partials = regions.workspaces()
         call.launch(
-            None, region_rows_kernel, regions.groups.shared, partials=partials, saved=saved,
+            None, region_rows_kernel, regions.groups.programs, partials=partials, saved=saved,
             saved_stride=call.rows.num_rows, WITH_SAVED=with_saved, sums=sums, slopes=slopes,
             **regions.arguments(),
         )  # fmt: skip
@@ -209,10 +204,10 @@ def softmax_regions_bwd(
         alpha_value, ignore_index,
     )  # fmt: skip
     regions = Regions(input, call.rows, batch, squared, first_class, joined)
-    group, this_class = regions.upstream(grad_output, generalized)
+    u_strides = regions.upstream(grad_output, generalized)
     call.launch(
-        grad, region_rows_kernel, regions.groups.shared, BACKWARD=True, saved=saved.contiguous(),
-        saved_stride=call.rows.num_rows, grad_output=grad_output, u_n=group, u_l=this_class,
+        grad, region_rows_kernel, regions.groups.programs, BACKWARD=True, saved=saved.contiguous(),
+        saved_stride=call.rows.num_rows, grad_output=grad_output, u_strides=u_strides,
         scale_of_grad=scale, sums=slopes, slopes=slopes, **regions.arguments(),
     )  # fmt: skip
     return grad
@@ -245,29 +240,24 @@ class RegionElements:
             t_strides = (t_n, 0, t_l)
         else:
             target, t_strides = with_strides(target, rows.strides)
-        written = grad
-        if grad is not None and rows.strides(grad) is None:
-            written = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        g_strides = (0, 0, 0) if written is None else rows.strides(written)
+        written, g_strides = to_write(grad, rows)
         launch = groups.launch
-        arguments = {"grad_output": x, "scale_of_grad": x, "partials": x, "u_group": 0,
-                     "u_class": 0, "BACKWARD": False, **given}  # fmt: skip
+        arguments = {"grad_output": x, "scale_of_grad": x, "partials": x, "u_strides": (0, 0),
+                     "BACKWARD": False, **given}  # fmt: skip
         n0, n1, n2 = focal_call.numbers
         region_elements_kernel[(groups.programs,)](
             x=x, target=target, side=x if self.alpha is None else self.alpha,
             grad=x if written is None else written,
             n0=n0, n1=n1, n2=float(n2), n3=0.0, side_value=float(focal_call.alpha_value),
             ignored_target=focal_call.ignored_target(), ignore_index=focal_call.ignore_index,
-            classes=rows.classes, inner=rows.inner,
-            x_n=x_strides[0], x_c=x_strides[1], x_l=x_strides[2],
-            t_n=t_strides[0], t_c=t_strides[1], t_l=t_strides[2],
-            g_n=g_strides[0], g_c=g_strides[1], g_l=g_strides[2],
+            num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
+            x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,
             ELEMENT=focal.element, SIGMOID=self.sigmoid, INDEXED=focal_call.indexed,
             HAS_SIDE=self.alpha is not None, ROWS=launch.rows, CLASSES=launch.classes,
             ONE_TILE=launch.one_tile, DTYPE=element_type(focal_call.dtype),
-            num_warps=launch.warps, **self.regions.arguments(), **arguments,
+            **self.regions.arguments(), **arguments,
         )  # fmt: skip
-        if grad is not None and written is not grad:
+        if grad is not None and written is not None and written is not grad:
             grad.copy_(written)
 
 
@@ -308,9 +298,17 @@ def element_regions_bwd(
         input, target, alpha, activation, joined, label_smoothing, focal_gamma, alpha_value,
         squared, batch, first_class, ignore_index,
     )  # fmt: skip
-    group, this_class = call.regions.upstream(grad_output, generalized)
+    u_strides = call.regions.upstream(grad_output, generalized)
     call.launch(
-        grad, BACKWARD=True, grad_output=grad_output, u_group=group, u_class=this_class,
+        grad, BACKWARD=True, grad_output=grad_output, u_strides=u_strides,
         scale_of_grad=scale, slopes=slopes, sums=slopes,
     )  # fmt: skip
     return grad
+
+
+OPERATORS = (
+    softmax_regions_fwd,
+    softmax_regions_bwd,
+    element_regions_fwd,
+    element_regions_bwd,
+)

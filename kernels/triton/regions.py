@@ -1,8 +1,8 @@
 """The region engine in Triton: sums over regions, their losses, gradients; see kernels/core/region.h.
 
-A program belongs to one group (a sample, or the pooled batch) and takes ROWS of its rows. It leaves sums
-for each class; they are added in the order of programs, so no run differs from another. LONE groups, of
-one row each ([N, C] by sample), have no program of their own: their rows' terms are their sums.
+A group is a sample, or the pooled batch. A program takes ROWS rows: a part of one group, or GROUPS whole
+groups where they are short. It leaves sums for each class of each; a group's parts are added in their
+order, so no run differs from another.
 """
 
 import triton
@@ -11,43 +11,67 @@ import triton.language as tl
 from .loss import overlap as overlap_loss
 from .math import logistic, number
 from .row_softmax import PARTIALS, leave_partials
-from .rows import NONE, PROBABILITIES, labels, logits, restored, save, state_of, statistics, units
+from .rows import (
+    NONE,
+    PROBABILITIES,
+    labels,
+    logits,
+    restored,
+    row_places,
+    save,
+    state_of,
+    statistics,
+    units,
+)
 
 SUMS = tl.constexpr(3)  # I, P, T
 
 
 @triton.jit
-def _group_rows(
-    num_groups, group_rows, programs_of_group, inner, ROWS: tl.constexpr, LONE: tl.constexpr
-):
-    """(group, by row where rows are groups; row, its n and l, whether it lives) of a program's rows."""
+def _group_rows(num_rows, group_rows, parts, inner, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """(places of the groups' sums, groups, rows, their n and l, whether they live) of a program's rows.
+    Groups are given for each row, or once where there is one.
+    """
     program = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, ROWS)
-    if LONE:
-        rows = program * ROWS + lane
-        group, live = rows, rows < num_groups
+    places = program * GROUPS + tl.arange(0, GROUPS)
+    EACH: tl.constexpr = ROWS // GROUPS
+    row = tl.arange(0, ROWS)
+    if GROUPS == 1:
+        group = program // parts + tl.zeros((1,), tl.int64)
+        within = (program - group * parts) * ROWS + row
     else:
-        own = program // programs_of_group
-        within = (program - own * programs_of_group) * ROWS + lane
-        rows = own * group_rows + within
-        group, live = own + tl.zeros((1,), tl.int64), within < group_rows
+        group = program * GROUPS + row // EACH
+        within = row % EACH
+    rows = group * group_rows + within
+    live = within < group_rows
+    if GROUPS > 1:
+        live = live & (rows < num_rows)
     n = rows // inner
-    return group, rows, n, rows - n * inner, live
+    return places, group, rows, n, rows - n * inner, live
 
 
 @triton.jit
-def _store_sums(sums, classes, column, group, live, overlap, mass, truth, LONE: tl.constexpr):
-    """A tile's terms: each row's, or the program's sums."""
-    if LONE:
-        at = sums + (group[:, None] * classes + column[None, :]) * SUMS
-        mask = live[:, None] & (column < classes)[None, :]
-    else:
-        at = sums + (tl.program_id(0).to(tl.int64) * classes + column) * SUMS
-        mask = column < classes
-        overlap, mass, truth = tl.sum(overlap, 0), tl.sum(mass, 0), tl.sum(truth, 0)
-    tl.store(at, overlap.to(tl.float64), mask=mask)
-    tl.store(at + 1, mass.to(tl.float64), mask=mask)
-    tl.store(at + 2, truth.to(tl.float64), mask=mask)
+def _sum_of_groups(x, GROUPS: tl.constexpr):
+    EACH: tl.constexpr = x.shape[0] // GROUPS
+    if GROUPS == 1:
+        x = tl.sum(x, 0)[None, :]
+    elif EACH > 1:
+        x = tl.sum(tl.reshape(x, (GROUPS, EACH, x.shape[1])), 1)
+    return x
+
+
+@triton.jit
+def _store_sums(
+    sums, places, num_places, classes, column, p, t, SQUARED: tl.constexpr, GROUPS: tl.constexpr
+):  # fmt: skip
+    """Of probabilities and truths to the places of their groups."""
+    at = sums + (places[:, None] * classes + column[None, :]) * SUMS
+    mask = (column < classes)[None, :]
+    if GROUPS > 1:
+        mask = mask & (places < num_places)[:, None]
+    tl.store(at, _sum_of_groups(p * t, GROUPS).to(tl.float64), mask=mask)
+    tl.store(at + 1, _sum_of_groups(_power(p, SQUARED), GROUPS).to(tl.float64), mask=mask)
+    tl.store(at + 2, _sum_of_groups(_power(t, SQUARED), GROUPS).to(tl.float64), mask=mask)
 
 
 @triton.jit
@@ -56,16 +80,18 @@ def _power(x, SQUARED: tl.constexpr):
 
 
 @triton.jit
-def _slopes(slopes, upstream, group, live, column, classes, first_class, u_group, u_class,
-            dtype: tl.constexpr, LONE: tl.constexpr):  # fmt: skip
-    """(dL/dI, dL/dP) by row and class, times what comes in."""
-    group, column = group[:, None], column[None, :]
-    mask = (column < classes) & (column >= first_class)
-    if LONE:
-        mask = mask & live[:, None]
-    at = slopes + (group * classes + column) * 2
+def _slopes(
+    slopes, upstream, group, column, mask, classes, first_class, u_strides, dtype: tl.constexpr,
+):  # fmt: skip
+    """(dL/dI, dL/dP) of groups' classes, times what comes in."""
+    if group.shape[0] == 1:
+        mask = column < classes
+    mask = mask & (column >= first_class)
+    at = slopes + (group[:, None] * classes + column) * 2
     incoming = tl.load(
-        upstream + group * u_group + (column - first_class) * u_class, mask=mask, other=0.0
+        upstream + group[:, None] * u_strides[0] + (column - first_class) * u_strides[1],
+        mask=mask,
+        other=0.0,
     )
     overlap = tl.load(at, mask=mask, other=0.0) * incoming
     mass = tl.load(at + 1, mask=mask, other=0.0) * incoming
@@ -82,14 +108,14 @@ def region_rows_kernel(
     logit_scale: "fp64", ceiling: "fp64", weight_value: "fp64",
     scale_main: "fp64", scale_by_row: "fp64", ignore_index,
     num_rows, classes, inner, saved_stride,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
-    sums, slopes, num_groups, group_rows, programs_of_group, first_class,
+    x_strides, t_strides, g_strides, u_strides,
+    sums, slopes, group_rows, parts, num_places, first_class,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
     TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
     HAS_CEILING: tl.constexpr, THIRD: tl.constexpr, BACKWARD: tl.constexpr,
     WITH_GRAD: tl.constexpr, WITH_SAVED: tl.constexpr, WITH_LOSSES: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
-    JOINED: tl.constexpr, SQUARED: tl.constexpr, LONE: tl.constexpr,
+    JOINED: tl.constexpr, SQUARED: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Over rows of a softmax. Forward: the regions' sums, what is joined, saved numbers. BACKWARD: the
     gradient.
@@ -101,11 +127,12 @@ def region_rows_kernel(
     shares = (number(target_share, DTYPE), number(uniform_share, DTYPE))
     plain = (number(1.0, DTYPE), number(0.0, DTYPE))  # of targets as they are
     limit = number(ceiling, DTYPE)
-    group, rows, n, lane, live = _group_rows(
-        num_groups, group_rows, programs_of_group, inner, ROWS, LONE
+    places, group, rows, n, lane, live = _group_rows(
+        num_rows, group_rows, parts, inner, ROWS, GROUPS
     )
-    at = n * x_n + lane * x_l
-    t_at = n * t_n + lane * t_l
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)
+    t_at = row_places(n, lane, t_strides)
     label, row_weight, logit, counts, bad = labels(
         x, target, weight, number(weight_value, DTYPE), at, t_at, x_c, live, ignore_index, classes,
         DTYPE, TERMS, HAS_WEIGHT,
@@ -153,8 +180,7 @@ def region_rows_kernel(
             else:
                 t = tl.where(inside & (column == own_column), 1.0, 0.0).to(DTYPE)
             _store_sums(
-                sums, classes, start + columns, group, live, p * t, _power(p, SQUARED),
-                _power(t, SQUARED), LONE,
+                sums, places, num_places, classes, start + columns, p, t, SQUARED, GROUPS
             )  # fmt: skip
 
     if BACKWARD:
@@ -169,8 +195,8 @@ def region_rows_kernel(
             column = start + columns[None, :]
             mask = live[:, None] & (column < classes)
             overlap, mass = _slopes(
-                slopes, grad_output, group, live, start + columns, classes, first_class, u_n, u_l,
-                DTYPE, LONE,
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
+                DTYPE,
             )  # fmt: skip
             tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             p = tl.exp(tile - max_[:, None]) * share[:, None]
@@ -195,8 +221,8 @@ def region_rows_kernel(
             if not ONE_TILE:
                 tile = logits(x, at, x_c, column, mask, own_column, limit, DTYPE, HAS_CEILING)
             overlap, mass = _slopes(
-                slopes, grad_output, group, live, start + columns, classes, first_class, u_n, u_l,
-                DTYPE, LONE,
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
+                DTYPE,
             )  # fmt: skip
             p = tl.exp(tile - max_[:, None]) * share[:, None]
             t = tl.zeros((ROWS, CLASSES), DTYPE)
@@ -210,7 +236,7 @@ def region_rows_kernel(
                 g += slope_of_terms[:, None] * u
             g = tl.where(column == own_column, own_gradient[:, None], g)
             g = tl.where(valid[:, None], g, tl.where(bad[:, None], float("nan"), 0.0))
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
 
 
@@ -218,22 +244,21 @@ def region_rows_kernel(
 def region_elements_kernel(
     x, target, side, partials, sums, slopes, grad, grad_output, scale_of_grad,
     n0: "fp64", n1: "fp64", n2: "fp64", n3: "fp64", side_value: "fp64", ignored_target: "fp64",
-    ignore_index, classes, inner, num_groups, group_rows, programs_of_group, first_class, u_group,
-    u_class,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l,
+    ignore_index, num_rows, classes, inner, group_rows, parts, num_places, first_class,
+    x_strides, t_strides, g_strides, u_strides,
     ELEMENT: tl.constexpr, SIGMOID: tl.constexpr, JOINED: tl.constexpr, INDEXED: tl.constexpr,
-    HAS_SIDE: tl.constexpr, SQUARED: tl.constexpr, BACKWARD: tl.constexpr,
+    HAS_SIDE: tl.constexpr, SQUARED: tl.constexpr, GROUPS: tl.constexpr, BACKWARD: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr, ONE_TILE: tl.constexpr, DTYPE: tl.constexpr,
-    LONE: tl.constexpr,
 ):  # fmt: skip
     """Over elements: a sigmoid, or the input itself; rows are the places that share a class index."""
     numbers = (number(n0, DTYPE), number(n1, DTYPE), number(n2, DTYPE), number(n3, DTYPE))
-    group, _rows, n, lane, live = _group_rows(
-        num_groups, group_rows, programs_of_group, inner, ROWS, LONE
+    places, group, _rows, n, lane, live = _group_rows(
+        num_rows, group_rows, parts, inner, ROWS, GROUPS
     )
     columns = tl.arange(0, CLASSES)
-    at = (n * x_n + lane * x_l)[:, None]
-    t_at = (n * t_n + lane * t_l)[:, None]
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)[:, None]
+    t_at = row_places(n, lane, t_strides)[:, None]
     joined_at = tl.zeros((ROWS, CLASSES), DTYPE)
     counted = tl.zeros((ROWS, CLASSES), tl.int32)
     stop = classes
@@ -269,23 +294,22 @@ def region_elements_kernel(
             loss, joined_slope = ELEMENT(value, t, alpha, one, numbers)
         if BACKWARD:
             overlap, mass = _slopes(
-                slopes, grad_output, group, live, start + columns, classes, first_class, u_group,
-                u_class, DTYPE, LONE,
+                slopes, grad_output, group, column, mask, classes, first_class, u_strides,
+                DTYPE,
             )  # fmt: skip
             h = overlap * t + mass * (2.0 * p if SQUARED else 1.0)
             g = h * slope
             if JOINED:
                 g += tl.load(scale_of_grad) * tl.load(grad_output) * joined_slope
             g = tl.where(keep, tl.where(bad, float("nan"), g), 0.0)
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
         else:
             p = tl.where(keep, tl.where(bad, float("nan"), p), 0.0)
             joined_at += tl.where(keep, loss, 0.0)
             counted += keep.to(tl.int32)
             _store_sums(
-                sums, classes, start + columns, group, live, p * t, _power(p, SQUARED),
-                _power(t, SQUARED), LONE,
+                sums, places, num_places, classes, start + columns, p, t, SQUARED, GROUPS
             )  # fmt: skip
     if not BACKWARD:
         to = partials + tl.program_id(0) * PARTIALS
@@ -297,20 +321,20 @@ def region_elements_kernel(
 
 @triton.jit
 def add_sums_kernel(
-    sums, totals, classes, programs_of_group,
-    CLASSES: tl.constexpr, PROGRAMS: tl.constexpr,
+    sums, totals, classes, parts,
+    CLASSES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the programs' sums of a group's class."""
+    """Adds the sums of a group's parts."""
     group = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
-    rows = tl.arange(0, PROGRAMS)
-    overlap = tl.zeros((PROGRAMS, CLASSES), tl.float64)
-    mass = tl.zeros((PROGRAMS, CLASSES), tl.float64)
-    truth = tl.zeros((PROGRAMS, CLASSES), tl.float64)
-    for start in range(0, programs_of_group, PROGRAMS):
-        program = group * programs_of_group + start + rows
-        mask = (start + rows < programs_of_group)[:, None] & (column < classes)[None, :]
-        at = sums + (program[:, None] * classes + column[None, :]) * SUMS
+    rows = tl.arange(0, PARTS)
+    overlap = tl.zeros((PARTS, CLASSES), tl.float64)
+    mass = tl.zeros((PARTS, CLASSES), tl.float64)
+    truth = tl.zeros((PARTS, CLASSES), tl.float64)
+    for start in range(0, parts, PARTS):
+        place = group * parts + start + rows
+        mask = (start + rows < parts)[:, None] & (column < classes)[None, :]
+        at = sums + (place[:, None] * classes + column[None, :]) * SUMS
         overlap += tl.load(at, mask=mask, other=0.0)
         mass += tl.load(at + 1, mask=mask, other=0.0)
         truth += tl.load(at + 2, mask=mask, other=0.0)

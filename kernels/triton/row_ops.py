@@ -1,4 +1,4 @@
-"""The operators of losses over rows: cross entropy, softmax focal, margin softmax."""
+"""The operators of losses over rows of a softmax."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from torch import Tensor
 
 import triton
 
-from .calls import accumulator, element_type, finish, grad_if
-from .launch import Launch, rows_launch
-from .layout import Rows, with_strides
+from .calls import accumulator, element_type, finish, grad_to_write
+from .launch import rows_launch
+from .layout import Rows, to_write, with_strides
 from .loss import cross_entropy, margin_softmax, softmax_focal
 from .row_softmax import PARTIALS, row_kernel
 
 NONE, UNIFORM, WEIGHTS, PROBABILITIES = range(4)
-
 NOTHING, SUM_U, SMOOTH, CHANGED = range(4)  # a row's third saved number
-
 NUMBERS = 16  # that a loss's functions can have
 
 
@@ -68,12 +66,10 @@ class RowLoss:
         return 2 if self.third == NOTHING else 3
 
     def launch(
-        self, grad: Tensor | None, kernel: Any = row_kernel, shared: tuple[Launch, int] | None = None,
+        self, grad: Tensor | None, kernel: Any = row_kernel, programs: int | None = None,
         **given: Any,
     ) -> None:  # fmt: skip
-        """The kernel with what the call gives, the outputs and what backward adds. `shared`: the launch
-        and its programs where others than the rows' number tell.
-        """
+        """The kernel with what the call gives, the outputs and what backward adds."""
         rows = self.rows
         if rows.num_rows == 0:
             return
@@ -83,19 +79,15 @@ class RowLoss:
         else:
             t, (t_n, t_l) = with_strides(self.target, rows.strides_of_rows)
             t_strides = (t_n, 0, t_l)
-        written = grad
-        if grad is not None and rows.strides(grad) is None:
-            written = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        g_strides = (0, 0, 0) if written is None else rows.strides(written)
+        written, g_strides = to_write(grad, rows)
         launch = rows_launch(rows.num_rows, rows.classes)
-        programs = triton.cdiv(rows.num_rows, launch.rows)
-        if shared is not None:
-            launch, programs = shared
+        if programs is None:
+            programs = triton.cdiv(rows.num_rows, launch.rows)
         padded = self.numbers + (0.0,) * (NUMBERS - len(self.numbers))
         numbers = {f"n{i}": float(value) for i, value in enumerate(padded)}
         arguments: dict[str, Any] = {
             "loss": x, "partials": x, "saved": x, "grad_output": x, "scale_of_grad": x,
-            "scale_main": 1.0, "scale_by_row": 1.0, "u_n": 0, "u_l": 0, "saved_stride": 0,
+            "scale_main": 1.0, "scale_by_row": 1.0, "u_strides": (0, 0), "saved_stride": 0,
             "BACKWARD": False, "WITH_SAVED": False, "WITH_LOSSES": False, "num_warps": launch.warps,
             **given,
         }  # fmt: skip
@@ -107,9 +99,7 @@ class RowLoss:
             logit_scale=float(self.logit_scale), ceiling=float(self.ceiling),
             weight_value=float(self.weight_value), ignore_index=self.ignore_index,
             num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
-            x_n=x_strides[0], x_c=x_strides[1], x_l=x_strides[2],
-            t_n=t_strides[0], t_c=t_strides[1], t_l=t_strides[2],
-            g_n=g_strides[0], g_c=g_strides[1], g_l=g_strides[2],
+            x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,
             VALUE=self.loss.value, GRADIENT=self.loss.gradient, TARGET=self.target_function,
             TERMS=self.terms, HAS_WEIGHT=self.weight is not None,
             CHANGES_TARGET=self.changes_target, HAS_CEILING=self.ceiling < math.inf,
@@ -118,7 +108,7 @@ class RowLoss:
             DTYPE=element_type(self.dtype),
             **arguments,
         )  # fmt: skip
-        if grad is not None and written is not grad:
+        if grad is not None and written is not None and written is not grad:
             grad.copy_(written)
 
     def forward(self, with_saved: bool, grad: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,14 +140,14 @@ class RowLoss:
 
     def backward(self, grad_output: Tensor, scale: Tensor, saved: Tensor, grad: Tensor) -> None:
         """The gradient into `grad`, which may be the logits."""
-        upstream, (u_n, u_l) = with_strides(grad_output, self.rows.strides_of_rows)
+        upstream, u_strides = with_strides(grad_output, self.rows.strides_of_rows)
         self.launch(
-            grad, BACKWARD=True, grad_output=upstream, u_n=u_n, u_l=u_l, scale_of_grad=scale,
+            grad, BACKWARD=True, grad_output=upstream, u_strides=u_strides, scale_of_grad=scale,
             saved=saved.contiguous(), saved_stride=self.rows.num_rows,
         )  # fmt: skip
 
 
-def cross_entropy_rows(
+def cross_entropy_call(
     input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float,
     smooth_others: bool, z_loss: float, ignore_index: int, reduction: int = 0,
 ) -> RowLoss:  # fmt: skip
@@ -181,28 +171,28 @@ def cross_entropy_rows(
 def cross_entropy_fwd(*args: Any) -> tuple[Tensor, ...]:
     """See csrc/cross_entropy.cpp."""
     *given, with_saved, with_grad = args
-    grad, returned = grad_if(args[0], with_grad)
-    return (*cross_entropy_rows(*given).forward(with_saved, grad), returned)
+    grad, returned = grad_to_write(args[0], with_grad)
+    return (*cross_entropy_call(*given).forward(with_saved, grad), returned)
 
 
 def cross_entropy_fwd_(*args: Any) -> tuple[Tensor, Tensor]:
     """With the gradient in the logits' place."""
-    return cross_entropy_rows(*args).forward(False, args[0])[:2]
+    return cross_entropy_call(*args).forward(False, args[0])[:2]
 
 
 def cross_entropy_bwd(grad_output: Tensor, scale: Tensor, saved: Tensor, *args: Any) -> Tensor:
     """The gradient from what forward saved."""
     grad = torch.empty_like(args[0])
-    cross_entropy_rows(*args).backward(grad_output, scale, saved, grad)
+    cross_entropy_call(*args).backward(grad_output, scale, saved, grad)
     return grad
 
 
 def cross_entropy_bwd_(grad_output: Tensor, scale: Tensor, saved: Tensor, *args: Any) -> None:
     """The same over the logits."""
-    cross_entropy_rows(*args).backward(grad_output, scale, saved, args[0])
+    cross_entropy_call(*args).backward(grad_output, scale, saved, args[0])
 
 
-def softmax_focal_rows(
+def softmax_focal_call(
     input: Tensor, target: Tensor, alpha: Tensor | None, alpha_value: float, gamma: float,
     label_smoothing: float, ignore_index: int, reduction: int = 0,
     normalizer: Tensor | None = None, normalizer_value: float = 0.0,
@@ -223,8 +213,8 @@ def softmax_focal_fwd(
     ignore_index: int, reduction: int, with_saved: bool, with_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """See csrc/softmax_focal.cpp."""
-    grad, returned = grad_if(input, with_grad)
-    call = softmax_focal_rows(
+    grad, returned = grad_to_write(input, with_grad)
+    call = softmax_focal_call(
         input, target, alpha, alpha_value, gamma, label_smoothing, ignore_index, reduction,
         normalizer, normalizer_value,
     )  # fmt: skip
@@ -234,18 +224,19 @@ def softmax_focal_fwd(
 def softmax_focal_bwd(grad_output: Tensor, scale: Tensor, saved: Tensor, *args: Any) -> Tensor:
     """The gradient from what forward saved."""
     grad = torch.empty_like(args[0])
-    softmax_focal_rows(*args).backward(grad_output, scale, saved, grad)
+    softmax_focal_call(*args).backward(grad_output, scale, saved, grad)
     return grad
 
 
-def _margin_softmax(
+def margin_softmax_call(
     input: Tensor, target: Tensor, m1: Tensor | None, m2: Tensor | None, m3: Tensor | None,
     logit_scale: float, m1_value: float, m2_value: float, m3_value: float, easy: bool,
     linear: bool, straight_through: bool, label_smoothing: float, ceiling: float,
     ignore_index: int, reduction: int = 0,
 ) -> RowLoss:  # fmt: skip
     classes = input.size(0 if input.dim() == 1 else 1)
-    function, margins = margin_softmax.target, (input, input, input)
+    function = margin_softmax.target
+    margins: tuple[Tensor, ...] = (input, input, input)
     if m1_value != 1:
         function = margin_softmax.target_by_angle
     if m1 is not None or m2 is not None or m3 is not None:
@@ -270,22 +261,36 @@ def _margin_softmax(
 def margin_softmax_fwd(*args: Any) -> tuple[Tensor, ...]:
     """See csrc/margin_softmax.cpp."""
     *given, with_saved, with_grad = args
-    grad, returned = grad_if(args[0], with_grad)
-    return (*_margin_softmax(*given).forward(with_saved, grad), returned)
+    grad, returned = grad_to_write(args[0], with_grad)
+    return (*margin_softmax_call(*given).forward(with_saved, grad), returned)
 
 
 def margin_softmax_fwd_(*args: Any) -> tuple[Tensor, Tensor]:
     """With the gradient in the cosines' place."""
-    return _margin_softmax(*args).forward(False, args[0])[:2]
+    return margin_softmax_call(*args).forward(False, args[0])[:2]
 
 
 def margin_softmax_bwd(grad_output: Tensor, scale: Tensor, saved: Tensor, *args: Any) -> Tensor:
     """The gradient from what forward saved."""
     grad = torch.empty_like(args[0])
-    _margin_softmax(*args).backward(grad_output, scale, saved, grad)
+    margin_softmax_call(*args).backward(grad_output, scale, saved, grad)
     return grad
 
 
 def margin_softmax_bwd_(grad_output: Tensor, scale: Tensor, saved: Tensor, *args: Any) -> None:
     """The same over the cosines."""
-    _margin_softmax(*args).backward(grad_output, scale, saved, args[0])
+    margin_softmax_call(*args).backward(grad_output, scale, saved, args[0])
+
+
+OPERATORS = (
+    cross_entropy_fwd,
+    cross_entropy_fwd_,
+    cross_entropy_bwd,
+    cross_entropy_bwd_,
+    softmax_focal_fwd,
+    softmax_focal_bwd,
+    margin_softmax_fwd,
+    margin_softmax_fwd_,
+    margin_softmax_bwd,
+    margin_softmax_bwd_,
+)

@@ -4,7 +4,18 @@ import triton
 import triton.language as tl
 
 from .math import INFINITY, number
-from .rows import NONE, PROBABILITIES, labels, logits, restored, save, state_of, statistics, units
+from .rows import (
+    NONE,
+    PROBABILITIES,
+    labels,
+    logits,
+    restored,
+    row_places,
+    save,
+    state_of,
+    statistics,
+    units,
+)
 
 # What a program leaves for the finish: the loss's two parts, rows that count, their weights.
 PARTIALS = tl.constexpr(4)
@@ -30,7 +41,7 @@ def row_kernel(
     logit_scale: "fp64", ceiling: "fp64", weight_value: "fp64",
     scale_main: "fp64", scale_by_row: "fp64", ignore_index,
     num_rows, classes, inner, saved_stride,
-    x_n, x_c, x_l, t_n, t_c, t_l, g_n, g_c, g_l, u_n, u_l,
+    x_strides, t_strides, g_strides, u_strides,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, TARGET: tl.constexpr,
     TERMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, CHANGES_TARGET: tl.constexpr,
     HAS_CEILING: tl.constexpr, THIRD: tl.constexpr, BACKWARD: tl.constexpr,
@@ -53,8 +64,9 @@ def row_kernel(
     live = rows < num_rows
     n = rows // inner
     lane = rows - n * inner
-    at = n * x_n + lane * x_l
-    t_at = n * t_n + lane * t_l
+    x_c, t_c = x_strides[1], t_strides[1]
+    at = row_places(n, lane, x_strides)
+    t_at = row_places(n, lane, t_strides)
     label, row_weight, logit, counts, bad = labels(
         x, target, weight, number(weight_value, DTYPE), at, t_at, x_c, live, ignore_index, classes,
         DTYPE, TERMS, HAS_WEIGHT,
@@ -91,7 +103,9 @@ def row_kernel(
         by_main = number(scale_main, DTYPE) + tl.zeros((ROWS,), DTYPE)
         by_rows = number(scale_by_row, DTYPE) + tl.zeros((ROWS,), DTYPE)
         if BACKWARD:
-            upstream = tl.load(grad_output + n * u_n + lane * u_l, mask=live, other=0.0)
+            upstream = tl.load(
+                grad_output + n * u_strides[0] + lane * u_strides[1], mask=live, other=0.0
+            )
             by_main = upstream * tl.load(scale_of_grad)
             by_rows = upstream * tl.load(scale_of_grad + 1)
         softmax, slope_of_terms, own_gradient = GRADIENT(state, numbers, by_main, by_rows)
@@ -116,7 +130,7 @@ def row_kernel(
                 g += slope_of_terms[:, None] * u
             g = tl.where(column == own_column, own_gradient[:, None], g)
             g = tl.where((valid | bad)[:, None], g, 0.0)
-            to = (n * g_n + lane * g_l)[:, None] + column * g_c
+            to = row_places(n, lane, g_strides)[:, None] + column * g_strides[1]
             tl.store(grad + to, g.to(grad.dtype.element_ty), mask=mask)
 
 

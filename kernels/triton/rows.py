@@ -1,7 +1,7 @@
 """Rows of a softmax, as every kernel over them begins: labels, statistics, what is known of a row. Names
 are those of kernels/core/row_softmax.h.
 
-Logits lie at ``n * x_n + c * x_c + l * x_l`` for row ``n * inner + l``. A kernel takes ROWS rows and a
+Logits lie at ``n, c, l`` times their strides for row ``n * inner + l``. A kernel takes ROWS rows and a
 tile of CLASSES classes at a time. A row that is one tile is read once; a longer one is read again, from
 the cache where it fits, for its sums and for its gradient.
 """
@@ -20,6 +20,12 @@ PROBABILITIES = tl.constexpr(3)
 SUM_U = tl.constexpr(1)
 SMOOTH = tl.constexpr(2)
 CHANGED = tl.constexpr(3)
+
+
+@triton.jit
+def row_places(n, lane, strides):
+    """Where rows begin in a tensor with these strides along n, c and l."""
+    return n * strides[0] + lane * strides[2]
 
 
 @triton.jit

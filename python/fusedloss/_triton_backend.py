@@ -46,9 +46,9 @@ def why_not(device_type: str) -> str | None:
 
 
 def _register(device_types: tuple[str, ...]) -> Any:
-    from ._triton import ops
+    from ._triton.ops import serve
 
-    return ops.serve(device_types)
+    return serve(device_types)
 
 
 def serves(device_type: str) -> bool:
