@@ -259,27 +259,32 @@ def test_schedules_make_no_difference(subject: Loss, dtype: torch.dtype) -> None
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
 
 
+def takes(subject: Loss, kind: str) -> bool:
+    """Whether the loss has squared sums, or targets that are not labels."""
+    return not (
+        (kind == "squared" and subject.name.startswith(("generalized", "tversky")))
+        or (kind == "soft" and "focal" in subject.name)
+    )
+
+
+BEGUN = [
+    (subject, kind)
+    for subject in REGION_LOSSES
+    for kind in ("labels", "squared", "soft")
+    if "softmax" in subject.name and takes(subject, kind)
+]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 19, 40])
-@pytest.mark.parametrize("options", [{}, {"squared": True}, {"soft": True}])
-@pytest.mark.parametrize(
-    "subject",
-    [loss for loss in REGION_LOSSES if "softmax" in loss.name],
-    ids=lambda loss: loss.name,
-)
-def test_begun_gradients(
-    subject: Loss, options: dict[str, bool], classes: int, layout: str
-) -> None:
-    if subject.name.startswith(("generalized", "tversky")) and "squared" in options:
-        options = {}
+@pytest.mark.parametrize(("subject", "kind"), BEGUN, ids=[f"{x.name}-{kind}" for x, kind in BEGUN])
+def test_begun_gradients(subject: Loss, kind: str, classes: int, layout: str) -> None:
     generator = torch.Generator().manual_seed(classes)
     shape = (3, classes, 7, 29)
     logits = 4 * torch.randn(shape, generator=generator)
     target = torch.randint(0, classes, (3, 7, 29), generator=generator)
-    given: dict[str, Any] = dict(options)
-    if given.pop("soft", False):
-        if "focal" in subject.name:
-            return  # takes labels only
+    given: dict[str, Any] = {"squared": True} if kind == "squared" else {}
+    if kind == "soft":
         target = torch.rand(shape, generator=generator).softmax(1)
     else:
         given["ignore_index"] = 0
@@ -294,9 +299,8 @@ def test_begun_gradients(
     assert calls.names == [subject.forward_op, finish, f"{finish}_"]
     assert torch.equal(first, again)
     exact = exact_gradient(x, target, torch.tensor(-1.5), subject, **given)
-    eps = torch.finfo(
-        first.dtype
-    ).eps  # sums over 40 classes round more than assert_gradient allows
+    # Sums over 40 classes round more than assert_gradient allows.
+    eps = torch.finfo(first.dtype).eps
     atol = 32 * eps * float(exact.abs().max())
     torch.testing.assert_close(first.double(), exact, rtol=4 * eps, atol=atol)
 
