@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from fusedloss import backend
 from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
 from .measure import Options, measure, prepare
 from .report import Report
-from .results import Timing
+from .results import CaseResult, Timing
 from .workload import DTYPE_NAMES, Case
 
 CPU = torch.device("cpu")
@@ -110,6 +111,27 @@ def _time_default_malloc(
     return found
 
 
+def _measure_case(
+    case: Case, device: torch.device, options: Options, out: Report, progress: Progress
+) -> CaseResult | None:
+    """The result, or None with the reason in the report where the GPU's memory does not suffice."""
+    try:
+        ready = prepare(case, device, options, progress)
+        out.not_run += ready.not_run
+        return measure(ready, device, options, progress)
+    except torch.OutOfMemoryError:
+        out.not_run.append(f"{case.name}: needs more memory than there is")
+        return None
+
+
+def _free(device: torch.device) -> None:
+    """What a case left in compiled code, in cycles and in the allocator would crowd out the next."""
+    if device.type == "cuda":
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def _run_cases(
     selected: Sequence[Case],
     device: torch.device,
@@ -122,9 +144,11 @@ def _run_cases(
     for number, case in enumerate(selected, 1):
         sized = case.at_full_size() if device.type == "cuda" else case
         progress.case(f"[{number}/{len(selected)}] {case.name} on {device.type}")
-        ready = prepare(sized, device, options, progress)
-        out.not_run += ready.not_run
-        result = measure(ready, device, options, progress)
+        result = _measure_case(sized, device, options, out, progress)
+        _free(device)
+        if result is None:
+            progress.clear()
+            continue
         busy = result.foreign_cores
         if device.type == "cpu" and busy is not None and busy > machine.BUSY_CORES:
             out.warnings.append(
@@ -133,7 +157,6 @@ def _run_cases(
         for name, taken in (default_malloc or {}).get(case.name, {}).items():
             result.contenders[name].train_default_malloc = taken
         out.cases.append(result)
-        del ready
         progress.clear()
         print(report.case_table(result), end="\n\n", flush=True)
 

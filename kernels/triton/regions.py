@@ -417,7 +417,7 @@ def region_finish_kernel(
                 tl.store(loss + to, (factor * value).to(loss.dtype.element_ty), mask=seen)
     else:
         for group in range(0, groups):
-            value, some, _, _, _ = _generalized(
+            value, some, _by_overlap, _by_mass, _largest = _generalized(
                 totals, weight, group, classes, first_class, options, zero, LOG, WEIGHTING,
                 HAS_WEIGHT, SKIP_ABSENT, BLOCK,
             )  # fmt: skip
@@ -444,7 +444,9 @@ def region_finish_kernel(
             overlap, mass, truth, by_class, left = _region(
                 totals, weight, region, column, mask, first_class, HAS_WEIGHT, SKIP_ABSENT
             )
-            _, by_overlap, by_mass = overlap_loss.of_region(overlap, mass, truth, options, LOG)
+            _of_region, by_overlap, by_mass = overlap_loss.of_region(
+                overlap, mass, truth, options, LOG
+            )
             to = slopes + region * 2
             each = by_unit * by_class
             by_overlap = tl.where(left, each * by_overlap, 0.0)
@@ -453,7 +455,7 @@ def region_finish_kernel(
             tl.store(to + 1, by_mass.to(slopes.dtype.element_ty), mask=mask)
     else:
         for group in range(0, groups):
-            _, _, by_overlap, by_mass, largest = _generalized(
+            _value, _some, by_overlap, by_mass, largest = _generalized(
                 totals, weight, group, classes, first_class, options, zero, LOG, WEIGHTING,
                 HAS_WEIGHT, SKIP_ABSENT, BLOCK,
             )  # fmt: skip
@@ -461,7 +463,7 @@ def region_finish_kernel(
                 column = start + columns
                 mask = column < classes
                 region = group * classes + column
-                _, _, truth, by_class, left = _region(
+                _overlap, _mass, truth, by_class, left = _region(
                     totals, weight, region, column, mask, first_class, HAS_WEIGHT, SKIP_ABSENT
                 )
                 w = _finite_weight(truth, by_class, left, largest, WEIGHTING)
@@ -491,7 +493,7 @@ def _generalized(
     some_at = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, classes, BLOCK):
         column = start + columns
-        _, _, truth, _, left = _region(
+        _overlap, _mass, truth, _by_class, left = _region(
             totals, weight, group * classes + column, column, column < classes, first_class,
             HAS_WEIGHT, SKIP_ABSENT,
         )  # fmt: skip
