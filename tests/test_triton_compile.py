@@ -100,6 +100,7 @@ def rows(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 IMAGES, VOCABULARY, VECTORS = (2, 19, 64, 128), (64, 32768), (4096, 64)
+VOLUMES = (2, 4, 64, 64, 64)
 OVERLAP = (2.0, 0.0, 1.0, 1.0, 0.0, 1e-6, 1.0, False, 0, False, 0)
 GENERALIZED = (*OVERLAP[:8], 3, *OVERLAP[9:])  # by the square of each class's size
 
@@ -117,6 +118,7 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     image, pixels = rows(IMAGES, dtype)
     words, word = rows(VOCABULARY, dtype)
     vectors, label = rows(VECTORS, dtype)
+    volume, voxels = rows(VOLUMES, dtype)
     one, scale = torch.ones(()), torch.ones(2)
     saved = torch.empty(3, *pixels.shape)
     dense = torch.rand(IMAGES)
@@ -145,6 +147,9 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "scale": lambda: ops.scale_gradient(image, one, scale),
         "dice": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *OVERLAP, 1.0, *regions, 2, True, False
+        ),
+        "dice with cross entropy of volumes": lambda: ops.softmax_regions_fwd(
+            volume, voxels, None, None, *OVERLAP, *joined, False
         ),
         "generalized dice": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *GENERALIZED, 1.0, *regions, 2, True, False

@@ -8,8 +8,10 @@ from torch import Tensor
 import triton.language as tl
 
 from .row_softmax import finish_kernel
+from .sums import add_parts
 
 FINISH_BLOCK = 1024
+FINISH_PARTIALS = 8 * FINISH_BLOCK  # that one program adds; of more, some are added before
 
 
 def accumulator(input: Tensor) -> torch.dtype:
@@ -22,13 +24,19 @@ def element_type(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def fewer_partials(partials: Tensor) -> Tensor:
+    """The programs' sums, [programs, PARTIALS], few enough for one program to add."""
+    return add_parts(partials[None], FINISH_PARTIALS)[0]
+
+
 def finish(
-    partials: Tensor, programs: int, loss: Tensor, scale: Tensor, reduction: int, expected: float,
+    partials: Tensor, loss: Tensor, scale: Tensor, reduction: int, expected: float,
     normalizer: Tensor | None, normalizer_value: float, weighted_mean: bool, nothing_is_zero: bool,
 ) -> None:  # fmt: skip
-    """From the programs' sums to the loss and the two numbers of `scale`."""
+    """From the programs' sums, [programs, PARTIALS], to the loss and the two numbers of `scale`."""
+    partials = fewer_partials(partials)
     finish_kernel[(1,)](
-        partials, programs, loss, scale, partials if normalizer is None else normalizer,
+        partials, partials.size(0), loss, scale, partials if normalizer is None else normalizer,
         float(normalizer_value), expected,
         MEAN=reduction == 2, WITH_LOSS=reduction != 0, WEIGHTED=weighted_mean,
         HAS_NORMALIZER=normalizer is not None, NORMALIZER_VALUE=normalizer_value > 0,

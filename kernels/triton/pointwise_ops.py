@@ -95,7 +95,7 @@ def sigmoid_focal_fwd(
         expected = float(normalizer_value or max(1, input.numel()))
     call.launch(grad, loss=loss, partials=partials, WITH_LOSSES=none, scale=1.0 / expected)
     finish(
-        partials, programs, loss, scale, reduction, expected, normalizer, normalizer_value, False,
+        partials[:programs], loss, scale, reduction, expected, normalizer, normalizer_value, False,
         True,
     )  # fmt: skip
     return loss, scale[0].clone(), returned

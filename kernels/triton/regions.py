@@ -178,7 +178,9 @@ def region_rows_kernel(
                 y_at = t_at[:, None] + column * t_c
                 t = units(weight, target, y_at, column, mask, plain, DTYPE, TERMS, False)
             else:
-                t = tl.where(inside & (column == own_column), 1.0, 0.0).to(DTYPE)
+                # 1 by way of p: made of the label alone, Triton 3.6 would make it anew in the layout
+                # of its sum, all rows in every thread.
+                t = tl.where(inside & (column == own_column), 1.0 + 0.0 * p, 0.0).to(DTYPE)
             _store_sums(
                 sums, places, num_places, classes, start + columns, p, t, SQUARED, GROUPS
             )  # fmt: skip
@@ -317,31 +319,6 @@ def region_elements_kernel(
         tl.store(to + 1, 0.0)
         tl.store(to + 2, tl.sum(tl.sum(counted, 1), 0).to(tl.float64))
         tl.store(to + 3, 0.0)
-
-
-@triton.jit
-def add_sums_kernel(
-    sums, totals, classes, parts,
-    CLASSES: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Adds the sums of a group's parts."""
-    group = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
-    rows = tl.arange(0, PARTS)
-    overlap = tl.zeros((PARTS, CLASSES), tl.float64)
-    mass = tl.zeros((PARTS, CLASSES), tl.float64)
-    truth = tl.zeros((PARTS, CLASSES), tl.float64)
-    for start in range(0, parts, PARTS):
-        place = group * parts + start + rows
-        mask = (start + rows < parts)[:, None] & (column < classes)[None, :]
-        at = sums + (place[:, None] * classes + column[None, :]) * SUMS
-        overlap += tl.load(at, mask=mask, other=0.0)
-        mass += tl.load(at + 1, mask=mask, other=0.0)
-        truth += tl.load(at + 2, mask=mask, other=0.0)
-    to = totals + (group * classes + column) * SUMS
-    tl.store(to, tl.sum(overlap, 0), mask=column < classes)
-    tl.store(to + 1, tl.sum(mass, 0), mask=column < classes)
-    tl.store(to + 2, tl.sum(truth, 0), mask=column < classes)
 
 
 @triton.jit
