@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import triton
 import triton.language as tl
 
 from .row_softmax import finish_kernel
-from .sums import add_parts
+from .sums import add_parts_kernel
 
+ADD_STEPS = 32  # of a program that adds parts: two launches add 2^20 of them
 FINISH_BLOCK = 1024
 FINISH_PARTIALS = 8 * FINISH_BLOCK  # that one program adds; of more, some are added before
 
@@ -22,6 +24,22 @@ def accumulator(input: Tensor) -> torch.dtype:
 def element_type(dtype: torch.dtype) -> tl.dtype:
     """The arithmetic's type as kernels name it."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def add_parts(parts: Tensor, enough: int) -> Tensor:
+    """[groups, parts, width] in float64 with at most `enough` parts of each group left."""
+    groups, num_parts, width = parts.shape
+    columns = min(64, triton.next_power_of_2(width))
+    rows = 1024 // columns
+    while num_parts > enough:
+        each = min(ADD_STEPS * rows, triton.next_power_of_2(num_parts))
+        chunks = triton.cdiv(num_parts, each)
+        out = parts.new_empty([groups, chunks, width])
+        add_parts_kernel[(groups * chunks, triton.cdiv(width, columns))](
+            parts, out, num_parts, chunks, width, each, PARTS=min(rows, each), COLUMNS=columns
+        )
+        parts, num_parts = out, chunks
+    return parts
 
 
 def fewer_partials(partials: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .._mining import bits_dtype, slice_order
 from .._mining_autograd import like_marks
-from .calls import FINISH_BLOCK, FINISH_PARTIALS, accumulator, element_type
+from .calls import FINISH_BLOCK, FINISH_PARTIALS, accumulator, add_parts, element_type
 from .launch import ELEMENT_WARPS, MINED_WARPS, elements_block
 from .layout import Elements, broadcast_strides, with_strides
 from .loss import binary_cross_entropy, cross_entropy
@@ -31,7 +31,6 @@ from .mining import (
     want_kernel,
 )
 from .row_ops import RowLoss
-from .sums import add_parts
 
 
 def _bits(dtype: torch.dtype) -> tl.dtype:

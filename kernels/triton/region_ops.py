@@ -9,17 +9,13 @@ from torch import Tensor
 
 import triton
 
-from .calls import FINISH_BLOCK, accumulator, element_type, fewer_partials
+from .calls import FINISH_BLOCK, accumulator, add_parts, element_type, fewer_partials
 from .launch import REGION_WARPS, rows_launch
 from .layout import Rows, to_write, with_strides
 from .loss import focal, nothing
 from .pointwise_ops import FocalCall
-from .regions import (
-    SUMS,
-    region_elements_kernel,
-    region_finish_kernel,
-    region_rows_kernel,
-)
+from .region_finish import region_finish_kernel
+from .regions import SUMS, region_elements_kernel, region_rows_kernel
 from .row_ops import (
     NONE,
     NOTHING,
@@ -30,7 +26,6 @@ from .row_ops import (
     softmax_focal_call,
 )
 from .row_softmax import PARTIALS
-from .sums import add_parts
 
 OVERLAP = 10  # numbers and switches that the operators have on how sums become losses
 

@@ -1,9 +1,5 @@
 """Sums that programs leave behind, added in a fixed order."""
 
-from __future__ import annotations
-
-from torch import Tensor
-
 import triton
 import triton.language as tl
 
@@ -29,19 +25,3 @@ def add_parts_kernel(
         at = parts + (group * num_parts + part)[:, None] * width + column[None, :]
         total += tl.load(at, mask=mask, other=0.0)
     tl.store(out + program * width + column, tl.sum(total, 0), mask=column < width)
-
-
-def add_parts(parts: Tensor, enough: int) -> Tensor:
-    """[groups, parts, width] in float64 with at most `enough` parts of each group left."""
-    groups, num_parts, width = parts.shape
-    columns = min(64, triton.next_power_of_2(width))
-    rows = 1024 // columns
-    while num_parts > enough:
-        each = min(STEPS * rows, triton.next_power_of_2(num_parts))
-        chunks = triton.cdiv(num_parts, each)
-        out = parts.new_empty([groups, chunks, width])
-        add_parts_kernel[(groups * chunks, triton.cdiv(width, columns))](
-            parts, out, num_parts, chunks, width, each, PARTS=min(rows, each), COLUMNS=columns
-        )
-        parts, num_parts = out, chunks
-    return parts
