@@ -43,7 +43,7 @@ def add_parts(parts: Tensor, enough: int) -> Tensor:
 
 
 def fewer_partials(partials: Tensor) -> Tensor:
-    """The programs' sums, [programs, PARTIALS], few enough for one program to add."""
+    """The programs' sums, [programs, width], few enough for one program to add."""
     return add_parts(partials[None], FINISH_PARTIALS)[0]
 
 

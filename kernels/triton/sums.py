@@ -3,10 +3,6 @@
 import triton
 import triton.language as tl
 
-STEPS = (
-    32  # of a program's loop: few enough to be short, many enough that two launches add 2^20 parts
-)
-
 
 @triton.jit
 def add_parts_kernel(
