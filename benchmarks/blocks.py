@@ -209,13 +209,14 @@ def _series(title: str, cases: Sequence[CaseResult]) -> Series:
         chart = svg.lines(
             drawn, "logits", "ms, forward + backward", f"Time against size: {title}", words
         )
-    heading = ["size", *(name_of(name) for name in names), "faster than eager"]
+    others = [name for name in names if name != SUBJECT]
+    heading = ["size", f"{SUBJECT} ms", "× eager", *(name_of(name) for name in others)]
     rows = []
     for case in cases:
-        found = [case.train_ms(name) for name in names]
+        found = [case.train_ms(name) for name in (SUBJECT, *others)]
         taken = [units.ABSENT if t is None else units.significant(t) for t in found]
-        faster = units.times(case.ratio(EAGER, SUBJECT))
-        rows.append([units.shape(case.shape), *taken, faster])
+        taken.insert(1, units.times(case.ratio(EAGER, SUBJECT)))
+        rows.append([units.shape(case.shape), *taken])
     notes = [f"{units.shape(case.shape)}: {words}" for case in cases if (words := unsafe(case))]
     for case in cases:
         notes += [

@@ -89,7 +89,7 @@ def _device(cases: Sequence[CaseResult], device: str) -> dict[str, Any]:
 
 
 _ORDER = ("FAIL", "PASS", "INFO", "NOT RUN")
-STATUS = {"FAIL": "does not hold", "PASS": "holds", "INFO": "for information"}
+STATUS = {"FAIL": "fails", "PASS": "holds", "INFO": "for information"}
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -172,6 +172,7 @@ def context(report: Report) -> dict[str, Any]:
         "contenders": summary.contenders(report.cases),
         "cuda": cuda_facts.tables(report.cuda_rows),
         "cuda_source": report.cuda_source,
+        "cuda_bars": [v.line() for v in report.verdicts if v.bar.startswith("CUDA ")],
         "not_timed": cuda_facts.NOT_TIMED,
         "verdicts": _verdicts(report.verdicts),
         **_all_rows(report.cases),

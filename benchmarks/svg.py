@@ -94,7 +94,7 @@ class Line:
 
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 10, 40
 
 
 def _count(value: float) -> str:
