@@ -147,7 +147,9 @@ def _compiler() -> str:
     facts = _ops.build_facts()
     if not facts:
         return "no native library"
-    return f"{facts['compiler']}; CPU kernels for {facts['cpu_level']}"
+    compiler = facts["compiler"]
+    name = f"g++ {compiler}" if compiler[:1].isdigit() else compiler  # g++ gives its number alone
+    return f"{name}; CPU kernels for {facts['cpu_level']}"
 
 
 def _commit() -> str:

@@ -52,7 +52,7 @@ def _glance(workload: summary.Workload) -> list[list[str]]:
 
         rows.append(
             [
-                case.dtype + " †" * bool(summary.unsafe(case)),
+                case.dtype + "\N{NO-BREAK SPACE}†" * bool(summary.unsafe(case)),
                 time(EAGER),
                 time(COMPILE),
                 units.ABSENT if other is None else f"{time(other)} ({name_of(other)})",
@@ -172,7 +172,11 @@ def context(report: Report) -> dict[str, Any]:
         "contenders": summary.contenders(report.cases),
         "cuda": cuda_facts.tables(report.cuda_rows),
         "cuda_source": report.cuda_source,
-        "cuda_bars": [v.line() for v in report.verdicts if v.bar.startswith("CUDA ")],
+        "cuda_bars": [
+            f"{STATUS.get(v.status, v.status)}: {v.bar}, measured {_number(v.measured).text}"
+            for v in report.verdicts
+            if v.bar.startswith("CUDA ")
+        ],
         "not_timed": cuda_facts.NOT_TIMED,
         "verdicts": _verdicts(report.verdicts),
         **_all_rows(report.cases),
