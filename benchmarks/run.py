@@ -1,9 +1,10 @@
-"""`python -m fusedloss bench`: runs the workloads, prints tables, writes JSON, CSV and a chart."""
+"""`python -m fusedloss bench`: runs the workloads, prints tables, writes JSON, CSV, chart and page."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from fusedloss import backend
 
-from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
+from . import bars, baselines, cases, chart, cuda_facts, machine, page, report, saved, timing
 from .measure import Options, measure, prepare
 from .report import Report
 from .results import CaseResult, Timing
@@ -80,7 +81,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fusedloss bench",
         description="Speed and memory of the fused losses beside eager, torch.compile, packages.",
     )
-    p.add_argument("--quick", action="store_true", help="few cases, no second allocator")
+    p.add_argument(
+        "--quick", action="store_true", help="few cases of every kind, in minutes; one allocator"
+    )
     p.add_argument("--filter", default="", metavar="NAME", help="cases by part of name or glob")
     p.add_argument("--dtype", default="", choices=["", *DTYPE_NAMES.values()])
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")
@@ -93,6 +96,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cuda-facts", type=Path, metavar="FILE", help="emulator and compiler figures")
     p.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
     p.add_argument("--wait-idle", type=float, default=0.0, metavar="S", help="for a quiet machine")
+    p.add_argument(
+        "--render", type=Path, metavar="FILE", help="only write report.html of a results.json"
+    )
     p.add_argument("--list", action="store_true", help="list the cases and exit")
     return p
 
@@ -190,25 +196,41 @@ def _cuda(
         return
     out.cuda_rows, out.cuda_source = cuda_facts.load(args.cuda_facts)
     why = "--device cpu" if torch.cuda.is_available() else "no GPU in this machine"
-    out.not_run.append(f"timings on a GPU: {why}; CUDA figures above are counts, not times")
+    out.not_run.append(f"timings on a GPU: {why}; CUDA figures are counts, not times")
     print(report.cuda_section(out), end="\n\n")
 
 
 def _write(out: Report, folder: Path) -> list[str]:
     """Writes the files of the report; their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["results.json", "results.csv", "chart.png"]
-    if not chart.draw(out, folder / names[2]):
+    names = ["results.json", "results.csv", "report.html", "chart.png"]
+    if not chart.draw(out, folder / names[3]):
         out.not_run.append("the chart: matplotlib is not installed, or nothing was measured")
-        del names[2]
+        del names[3]
     report.write_json(out, folder / names[0])
     report.write_csv(out, folder / names[1])
+    page.write(out, folder / names[2])
     return names
 
 
-def _start(args: argparse.Namespace, options: Options) -> Report:
+def _render(source: Path, folder: Path) -> int:
+    """Writes the page of a run that was saved; the exit status."""
+    try:
+        found = saved.load(source)
+    except (OSError, ValueError) as error:
+        print(f"--render: {error}", file=sys.stderr)
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    page.write(found, folder / "report.html")
+    print(f"Written to {folder}/: report.html")
+    return 0
+
+
+def _start(args: argparse.Namespace, options: Options, selected: Sequence[Case]) -> Report:
     """Machine facts and the load before anything runs, printed and noted."""
     settings: dict[str, Any] = {
+        "command": args.command,
+        "cases": f"{len(selected)} of {len(cases.CASES)}",
         "rounds": options.rounds,
         "protocol": "contenders checked against float64, then timed in turns; medians;"
         " gradient freshly allocated; forward alone under no_grad",
@@ -227,6 +249,11 @@ def _start(args: argparse.Namespace, options: Options) -> Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar."""
     args = parser().parse_args(argv)
+    args.command = shlex.join(
+        ["python", "-m", "fusedloss", "bench", *(sys.argv[1:] if argv is None else argv)]
+    )
+    if args.render:
+        return _render(args.render, args.out)
     selected = cases.select(pattern=args.filter, dtype=args.dtype, quick=args.quick)
     if args.list:
         width = max((len(case.name) for case in selected), default=0) + 2
@@ -252,7 +279,7 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
     rounds = args.rounds or (timing.MIN_ROUNDS if args.quick else Options.rounds)
     options = Options(rounds, compile=not args.no_compile)
     progress = Progress()
-    out = _start(args, options)
+    out = _start(args, options, selected)
     try:
         if args.device != "cuda":
             _run_cpu(selected, args, options, out, progress)
@@ -267,12 +294,14 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
 def _finish(args: argparse.Namespace, out: Report) -> int:
     """Bars, what was not run, files; the exit status."""
     out.not_run += baselines.unavailable()
+    run = {case.case for case in out.cases}
+    if skipped := [case.name for case in cases.CASES if case.name not in run]:
+        out.not_run.append(f"{len(skipped)} cases that were not asked for: {', '.join(skipped)}")
     if args.no_compile:
         out.not_run.append("torch.compile: left out by --no-compile")
-    if args.check_bars:
-        out.verdicts = bars.evaluate(out.cases) + cuda_facts.evaluate(out.cuda_rows)
+    out.verdicts = bars.evaluate(out.cases) + cuda_facts.evaluate(out.cuda_rows)
     written = _write(out, args.out)
-    print(report.closing(out))
+    print(report.closing(out, verdicts=args.check_bars))
     print(f"\nWritten to {args.out}/: {', '.join(written)}")
     return 1 if args.check_bars and bars.failed(out.verdicts) else 0
 
