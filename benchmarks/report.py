@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusedloss._files import replacing
+
 from . import cuda_facts
 from .bars import Verdict
 from .results import CLONE, YARDSTICKS, CaseResult, ContenderResult, Timing
@@ -140,7 +142,8 @@ def closing(report: Report) -> str:
 def write_json(report: Report, path: Path) -> None:
     """All samples and facts."""
     content = dataclasses.asdict(report)
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 CSV_FIELDS = [
@@ -181,7 +184,7 @@ def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
 
 def write_csv(report: Report, path: Path) -> None:
     """One line for each contender of each case; empty cells were not measured."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, CSV_FIELDS)
         writer.writeheader()
         for case in report.cases:
