@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusedloss._files import replacing
+
 from .machine import BUSY_CORES
 from .palette import colour, in_order
 from .report import Report
@@ -176,5 +178,6 @@ def draw(report: Report, path: Path) -> bool:
         f" {machine.get('date', '')}{unsafe}",
         x=0.01, ha="left", fontsize=12,
     )  # fmt: skip
-    canvas.savefig(path, dpi=120)
+    with replacing(path) as part:
+        canvas.savefig(part, dpi=120)
     return True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusedloss._files import replacing
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import blocks, cuda_facts, palette, summary, units
@@ -202,4 +203,5 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: Path) -> None:
     """Writes the page into a file."""
-    path.write_text(render(report), encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(render(report), encoding="utf-8")

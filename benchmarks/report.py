@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusedloss._files import replacing
+
 from . import cuda_facts, units
 from .bars import Verdict
 from .results import CLONE, YARDSTICKS, CaseResult, ContenderResult
@@ -118,7 +120,8 @@ def closing(report: Report, *, verdicts: bool = True) -> str:
 def write_json(report: Report, path: Path) -> None:
     """All samples and facts."""
     content = dataclasses.asdict(report)
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 CSV_FIELDS = [
@@ -160,7 +163,7 @@ def csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
 
 def write_csv(report: Report, path: Path) -> None:
     """One line for each contender of each case; empty cells were not measured."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, CSV_FIELDS)
         writer.writeheader()
         for case in report.cases:

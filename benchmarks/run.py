@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from fusedloss import backend
+from fusedloss.cli import INTERRUPTED
 
 from . import bars, baselines, cases, chart, cuda_facts, machine, page, report, saved, timing
 from .measure import Options, measure, prepare
@@ -28,20 +29,20 @@ class Progress:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._title = ""
+        self.title = ""
         self._terminal = sys.stderr.isatty()
         self._width = 0
 
     def case(self, title: str) -> None:
         """Starts a case."""
-        self._title = title
+        self.title = title
         if not self._terminal:
             self._write(f"{self._clock()} {title}\n")
 
     def __call__(self, stage: str) -> None:
         """A stage of the case."""
         if self._terminal:
-            line = f"{self._clock()} {self._title}: {stage}"
+            line = f"{self._clock()} {self.title}: {stage}"
             self._write("\r" + line.ljust(self._width))
             self._width = len(line)
 
@@ -247,7 +248,9 @@ def _start(args: argparse.Namespace, options: Options, selected: Sequence[Case])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar."""
+    """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar; 130 where
+    it was interrupted, with what was measured until then in its files.
+    """
     args = parser().parse_args(argv)
     args.command = shlex.join(
         ["python", "-m", "fusedloss", "bench", *(sys.argv[1:] if argv is None else argv)]
@@ -288,6 +291,13 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
         progress.clear()
         print(f"STOPPED: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        progress.clear()
+        print("INTERRUPTED", file=sys.stderr)
+        if out.cases:  # else the files of an earlier run say more
+            out.warnings.append(f"interrupted: {progress.title} was not finished, nor what follows")
+            _finish(args, out)
+        return INTERRUPTED
     return _finish(args, out)
 
 
@@ -296,7 +306,7 @@ def _finish(args: argparse.Namespace, out: Report) -> int:
     out.not_run += baselines.unavailable()
     run = {case.case for case in out.cases}
     if skipped := [case.name for case in cases.CASES if case.name not in run]:
-        out.not_run.append(f"{len(skipped)} cases that were not asked for: {', '.join(skipped)}")
+        out.not_run.append(f"{len(skipped)} cases were not run: {', '.join(skipped)}")
     if args.no_compile:
         out.not_run.append("torch.compile: left out by --no-compile")
     out.verdicts = bars.evaluate(out.cases) + cuda_facts.evaluate(out.cuda_rows)
