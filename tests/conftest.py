@@ -13,6 +13,7 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import fusedloss
 import pytest
 import torch
+from demo_fixtures import recognition, result, split, verification  # noqa: F401
 from emulated import load_testing_module
 from emulator_device import device, rng, selftest_module  # noqa: F401
 
