@@ -3,6 +3,7 @@
 #   make demo     train on handwritten digits with fused and with eager losses
 #   make test     build everything and run all tests (test-slow: those that need minutes and 17 GB)
 #   make bench    time fusedloss against eager, torch.compile and known packages
+#   make wheel    sdist and wheel into dist/, the latter built from the former and checked
 #   make lint     formatting and types
 #   make docs     the documentation site, into build/docs
 #
@@ -15,6 +16,7 @@ TORCH ?= torch==2.14.1
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 CMAKE_BUILD ?= build/cmake
+MYPY := mypy==2.4.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 export PATH := $(BIN):$(PATH)
 
@@ -25,7 +27,7 @@ INSTALLED := $(VENV)/.installed-$(TORCH)
 space := $(subst ,, )
 BUILT := $(VENV)/.built-$(TORCH)-cuda$(FUSEDLOSS_CUDA)-$(subst $(space),_,$(subst ;,_,$(TORCH_CUDA_ARCH_LIST)))
 
-.PHONY: all build cmake test test-slow sanitize demo bench docs lint format clean
+.PHONY: all build cmake test test-slow sanitize demo bench wheel docs lint format clean
 .DELETE_ON_ERROR:
 
 all: build
@@ -85,13 +87,20 @@ bench: build cmake
 	FUSEDLOSS_CMAKE_BUILD=$(CMAKE_BUILD) $(BIN)/python tests/cuda_report.py build/cuda_facts.json
 	$(BIN)/python -m fusedloss bench --cuda-facts build/cuda_facts.json $(BENCH_ARGS)
 
+# Without isolation: pip would download a torch of its own, gigabytes, for the build alone.
+wheel: $(INSTALLED)
+	@$(PIP) $(MYPY)
+	@mkdir -p build && rm -f dist/fusedloss-*
+	$(BIN)/python -m build --no-isolation > build/wheel.log 2>&1 || (tail -n 50 build/wheel.log; exit 1)
+	$(BIN)/python tests/wheel_check.py --types dist/fusedloss-*.whl
+
 # Warnings are errors: a broken link, an option that a docstring names wrongly.
 docs: build
 	@$(PIP) "sphinx>=8" furo "myst-parser>=4" sphinx-mathjax-offline sphinx-copybutton "matplotlib>=3.7"
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-LINT_TOOLS := ruff==0.17.6 mypy==2.4.1 clang-format==23.1.5
+LINT_TOOLS := ruff==0.17.6 $(MYPY) clang-format==23.1.5
 CXX_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null)
 
 lint: $(INSTALLED)

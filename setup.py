@@ -102,12 +102,18 @@ def simd_flags() -> list[str]:
     return ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
 
 
+def path_flags() -> list[str]:
+    """Checks quote the file they stand in: without the folders of the machine that built the library."""
+    folders = [str(ROOT.resolve()), *cpp_extension.include_paths()]
+    return [f"-fmacro-prefix-map={folder}/=" for folder in folders]
+
+
 def extension() -> cpp_extension.CppExtension:
     cuda = with_cuda()
     sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*.cpp"))
     sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("kernels/cpu/*.cpp"))
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("FUSEDLOSS_WITH_CUDA", int(cuda))]
-    cxx = CPU_FLAGS + simd_flags()
+    cxx = CPU_FLAGS + simd_flags() + path_flags()
     if not cuda:
         return cpp_extension.CppExtension(
             "fusedloss._C",

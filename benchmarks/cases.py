@@ -246,6 +246,7 @@ FACES, FACES_ODD = (256, 100_000), (128, 93_431)
 FACES_GPU = (1_024, 1_000_000)
 LINEAR, LINEAR_GPU = (512, 100_000), (1_024, 1_000_000)
 
+_retinanet = functools.partial(_focal, shape=RETINANET, gpu_shape=RETINANET_GPU)
 _smooth = functools.partial(_cross_entropy, smoothing=SMOOTHING)
 _street = functools.partial(
     _cross_entropy, shape=CITYSCAPES, ignore_index=softmax_focal.IGNORE, gpu_shape=CITYSCAPES_GPU
@@ -263,14 +264,14 @@ _street_focal = functools.partial(_softmax_focal, shape=CITYSCAPES, gpu_shape=CI
 
 # fmt: off
 CASES: tuple[Case, ...] = (
-    _focal("retinanet-index-fp32", RETINANET, index=True, gpu_shape=RETINANET_GPU, quick=True),
-    _focal("retinanet-index-bf16", RETINANET, index=True, gpu_shape=RETINANET_GPU, dtype=BF16),
-    _focal("retinanet-dense-fp32", RETINANET, index=False, gpu_shape=RETINANET_GPU),
-    _focal("retinanet-dense-bf16", RETINANET, index=False, gpu_shape=RETINANET_GPU, dtype=BF16),
+    _retinanet("retinanet-index-fp32", index=True, quick=True),
+    _retinanet("retinanet-index-bf16", index=True, dtype=BF16, quick=True),
+    _retinanet("retinanet-dense-fp32", index=False),
+    _retinanet("retinanet-dense-bf16", index=False, dtype=BF16),
     _boxes("boxes-4000000x4-fp32", 4_000_000),
     _boxes("boxes-4000000x4-bf16", 4_000_000, dtype=BF16),
     _smooth("imagenet-ce-smooth-8192x1000-fp32", IMAGENET, quick=True),
-    _smooth("imagenet-ce-smooth-8192x1000-bf16", IMAGENET, dtype=BF16),
+    _smooth("imagenet-ce-smooth-8192x1000-bf16", IMAGENET, dtype=BF16, quick=True),
     _smooth("imagenet-ce-smooth-1024x21841-fp32", IMAGENET_21K),
     _smooth("imagenet-ce-smooth-1024x21841-bf16", IMAGENET_21K, dtype=BF16),
     _cross_entropy("imagenet-ce-8192x1000-fp32", IMAGENET),
@@ -288,9 +289,9 @@ CASES: tuple[Case, ...] = (
     _mined("cityscapes-topk-fp32", CITYSCAPES, mining.Hard(share=0.1), gpu_shape=CITYSCAPES_GPU),
     _text("text-balanced-bce-fp32", TEXT),
     _dice("nnunet3d-dice-ce-fp32", NNUNET, VOLUME_DICE_CE),
-    _arcface("faces-256x100000-fp32", FACES, gpu_shape=FACES_GPU, quick=True),
+    _arcface("faces-256x100000-fp32", FACES, gpu_shape=FACES_GPU),
     _arcface("faces-256x100000-bf16", FACES, gpu_shape=FACES_GPU, dtype=BF16),
-    _arcface("faces-128x93431-fp32", FACES_ODD),
+    _arcface("faces-128x93431-fp32", FACES_ODD, quick=True),
     _arcface("faces-128x93431-bf16", FACES_ODD, dtype=BF16),
     _linear_arcface("linear-arcface-512x512x100000-fp32", LINEAR, gpu_shape=LINEAR_GPU),
     _focal("small-focal-index-256x80", (256, 80), index=True, series="small", quick=True),
@@ -306,9 +307,11 @@ CASES: tuple[Case, ...] = (
     _text("small-balanced-bce-1x1x32x32", (1, 1, 32, 32), series="small"),
     _arcface("small-arcface-256x100", (256, 100), series="small"),
     _arcface("small-arcface-8x100", (8, 100), series="small"),
-    *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling")
+    *(_focal(f"scaling-focal-{rows}x80", (rows, 80), index=True, series="scaling",
+             quick=rows in (256, 4_096, 32_768))
       for rows in (16, 256, 4_096, 32_768, 262_144)),
-    *(_smooth(f"scaling-ce-smooth-{rows}x1000", (rows, 1_000), series="scaling")
+    *(_smooth(f"scaling-ce-smooth-{rows}x1000", (rows, 1_000), series="scaling",
+              quick=rows in (256, 2_048, 16_384))
       for rows in (16, 256, 2_048, 16_384, 65_536)),
     *(_dice(f"scaling-dice-ce-2x19x{side}x{side}", (2, 19, side, side), STREET_DICE_CE, series="scaling")
       for side in (32, 64, 256, 512, 1_024)),

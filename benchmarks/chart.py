@@ -7,39 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusedloss._files import replacing
+
 from .machine import BUSY_CORES
+from .palette import colour, in_order
 from .report import Report
 from .results import CLONE, YARDSTICKS, CaseResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {
-    "eager": "#8c8c8c",
-    "handwritten": "#b9a48c",
-    "compile": "#e08214",
-    "torchvision": "#6a8fc1",
-    "timm": "#9b6fb0",
-    "smp": "#c76a7c",
-    "insightface": "#a8a13a",
-    "pml": "#7b6d5d",
-    "unchunked": "#7cb89a",
-    "fusedloss": "#1b7f4d",
-    **dict.fromkeys(YARDSTICKS, "#333333"),
-}
-OTHER_COLOUR = "#4fa3a5"
-
 Figure = Callable[[CaseResult, str], float | None]
-
-
-def _colour(contender: str) -> str:
-    return COLOURS.get(contender, OTHER_COLOUR)
-
-
-def _contenders(cases: Sequence[CaseResult], leave_out: Sequence[str] = ()) -> list[str]:
-    """Names in the order of `COLOURS`, with others in the middle."""
-    found = {name: None for case in cases for name in case.contenders if name not in leave_out}
-    return sorted(found, key=lambda name: list(COLOURS).index(name) if name in COLOURS else 3.5)
 
 
 def _bars(
@@ -58,11 +36,11 @@ def _bars(
     """
     from matplotlib.ticker import LogLocator
 
-    most = max(len(_contenders([case], leave_out)) for case in cases)
+    most = max(len(in_order([case], leave_out)) for case in cases)
     height = 0.8 / max(1, most)
     largest = smallest = 1.0
     for row, case in enumerate(cases):
-        names = _contenders([case], leave_out)
+        names = in_order([case], leave_out)
         for place, name in enumerate(names):
             value = figure(case, name)
             if value is None or value <= 0:
@@ -71,7 +49,7 @@ def _bars(
             y = row + (place - (len(names) - 1) / 2) * height
             star = " *" if case.contenders[name].other_function else ""
             left = 1.0 if logarithmic else 0.0
-            axes.barh(y, value - left, height * 0.92, left, color=_colour(name))
+            axes.barh(y, value - left, height * 0.92, left, color=colour(name))
             text = f"{value:,.0f}x" if value >= 1000 else f"{value:.3g}x"
             axes.annotate(
                 text + star, (max(value, left), y), (3, 0), textcoords="offset points",
@@ -96,13 +74,13 @@ def _bars(
 def _scaling(axes: Axes, cases: Sequence[CaseResult]) -> None:
     """Time of forward + backward against the number of logits, both axes logarithmic."""
     ordered = sorted(cases, key=lambda case: case.elements)
-    for name in _contenders(cases):
+    for name in in_order(cases):
         points = [
             (case.elements, time) for case in ordered if (time := case.train_ms(name)) is not None
         ]
         style = "--" if name in YARDSTICKS else "-"
         x, y = [point[0] for point in points], [point[1] for point in points]
-        axes.plot(x, y, style, marker="o", markersize=4, color=_colour(name), label=name)
+        axes.plot(x, y, style, marker="o", markersize=4, color=colour(name), label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(f"Time against size: {ordered[0].loss}, fp32", loc="left", fontsize=11)
@@ -181,8 +159,8 @@ def draw(report: Report, path: Path) -> bool:
     for number, (_, paint) in enumerate(panels):
         axes = canvas.add_subplot(grid[number // columns, number % columns])
         paint(axes)
-    names = _contenders(report.cases, leave_out=YARDSTICKS)
-    handles = [Patch(color=_colour(name), label=name) for name in names]
+    names = in_order(report.cases, YARDSTICKS)
+    handles = [Patch(color=colour(name), label=name) for name in names]
     canvas.legend(handles=handles, loc="outside upper right", ncols=len(names), frameon=False)
     stars = {
         f"* {name} computes {found.other_function}"
@@ -200,5 +178,6 @@ def draw(report: Report, path: Path) -> bool:
         f" {machine.get('date', '')}{unsafe}",
         x=0.01, ha="left", fontsize=12,
     )  # fmt: skip
-    canvas.savefig(path, dpi=120)
+    with replacing(path) as part:
+        canvas.savefig(part, dpi=120)
     return True

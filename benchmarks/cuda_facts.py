@@ -50,6 +50,10 @@ FACT_BARS: tuple[FactBar, ...] = (
 )
 
 
+SHARES = ("traffic", "full_sectors", "occupancy", "occupancy_of_double")
+"""Figures that are quotients; the others count something."""
+
+
 def load(path: Path | None = None) -> tuple[list[Row], str]:
     """The rows and where they come from; no rows and the reason where there are none.
 
@@ -99,7 +103,8 @@ def _cells(row: Row, columns: Sequence[str]) -> list[str]:
     cells = [title(row)]
     for name in columns:
         value = figure(row, name)
-        cells.append("-" if value is None else f"{value:,.4g}" if value % 1 else f"{value:,.0f}")
+        share = name in SHARES
+        cells.append("-" if value is None else f"{value:.3f}" if share else f"{value:,.0f}")
     return cells
 
 

@@ -8,10 +8,12 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 
 import torch
+from fusedloss import _ops
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -140,6 +142,31 @@ def _gpu() -> str:
     return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
 
 
+def _compiler() -> str:
+    """What compiled the native library, and the CPU level that it runs at."""
+    facts = _ops.build_facts()
+    if not facts:
+        return "no native library"
+    compiler = facts["compiler"]
+    name = f"g++ {compiler}" if compiler[:1].isdigit() else compiler  # g++ gives its number alone
+    return f"{name}; CPU kernels for {facts['cpu_level']}"
+
+
+def _commit() -> str:
+    """The commit of the checkout that holds this file, "-dirty" where files differ from it."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a checkout around the venv
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def facts() -> dict[str, str]:
     """What a reader needs to place the figures: hardware, versions, threads, date."""
     return {
@@ -160,5 +187,7 @@ def facts() -> dict[str, str]:
         "monai": _installed("monai"),
         "liger-kernel": _installed("liger-kernel"),
         "fusedloss": _version("fusedloss"),
+        "commit": _commit(),
+        "compiler": _compiler(),
         "allocator variables": ", ".join(allocator_variables()) or "none set",
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import memory, timing
+from .bars import SUBJECT
 from .baselines import LossFn
 from .machine import LoadMeter
 from .results import CaseResult, ContenderResult, Errors
@@ -36,7 +37,14 @@ class Prepared:
     inputs: Inputs
     contenders: dict[str, LossFn] = field(default_factory=dict)
     errors: dict[str, Errors] = field(default_factory=dict)
-    not_run: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Contenders that do not run here, with the reason."""
+
+    @property
+    def not_run(self) -> list[str]:
+        """Sentences on the contenders that are left out."""
+        names = {"compile": "torch.compile"}
+        return [f"{self.case.name}: {names.get(n, n)} {why}" for n, why in self.left_out.items()]
 
 
 def _compiled(case: Case, eager: LossFn) -> LossFn:
@@ -57,9 +65,10 @@ def _first_line(error: Exception) -> str:
 def prepare(case: Case, device: torch.device, options: Options, progress: Progress) -> Prepared:
     """Makes the inputs and checks each contender against the float64 reference of its function.
 
-    Raises WrongResultError for a contender that is wrong. A form that does not fit into the GPU's
-    memory or cannot be compiled here is left out with the reason, and so is a package's for GPUs
-    that fails or is wrong; any other error is raised.
+    Raises WrongResultError for a contender that is wrong. On a GPU one other than fusedloss's is left
+    out with the reason instead, since there torch's own losses are wrong in some sizes; and so is a
+    form that does not fit into the GPU's memory or cannot be compiled here, and a package's for GPUs
+    that fails. Any other error is raised.
     """
     progress("inputs and reference")
     inputs = case.setup(case, device)
@@ -71,16 +80,20 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
         progress(f"checking {name}")
         other = case.other_functions.get(name)
         truth = other.reference(inputs.logits, *inputs.args) if other else reference
+        label = f"{case.name}: {name}"
         try:
             allowed = other.allowed if other else 1.0
-            label = f"{case.name}: {name}"
             ready.errors[name] = timing.check(label, loss, inputs, truth, allowed)
         except torch.OutOfMemoryError:
-            ready.not_run.append(f"{case.name}: {name} needs more memory than there is")
+            ready.left_out[name] = "needs more memory than there is"
+        except timing.WrongResultError as error:
+            if name == SUBJECT or device.type == "cpu":
+                raise
+            ready.left_out[name] = str(error).removeprefix(f"{label} ")
         except Exception as error:
             if name not in packages:
                 raise
-            ready.not_run.append(f"{case.name}: {name} failed: {_first_line(error)}")
+            ready.left_out[name] = f"failed: {_first_line(error)}"
         else:
             ready.contenders[name] = loss
     if options.compile and "eager" in contenders:
@@ -88,10 +101,12 @@ def prepare(case: Case, device: torch.device, options: Options, progress: Progre
         loss = _compiled(case, contenders["eager"])
         try:
             errors = timing.check(f"{case.name}: compile", loss, inputs, reference)
-        except timing.WrongResultError:
-            raise
+        except timing.WrongResultError as error:
+            if device.type == "cpu":
+                raise
+            ready.left_out["compile"] = str(error).removeprefix(f"{case.name}: compile ")
         except Exception as error:  # the compiler has many ways to fail, and is not ours
-            ready.not_run.append(f"{case.name}: torch.compile failed: {_first_line(error)}")
+            ready.left_out["compile"] = f"failed: {_first_line(error)}"
         else:
             ready.errors["compile"] = errors
             ready.contenders["compile"] = loss
@@ -132,7 +147,7 @@ def measure(
     result = CaseResult(
         case.name, case.loss, case.series, case.shape, case.dtype_name, device.type, case.elements,
         case.logits_bytes, rows=case.rows,
-        gradient_bytes=sum(leaf.nbytes for leaf in ready.inputs.leaves),
+        gradient_bytes=sum(leaf.nbytes for leaf in ready.inputs.leaves), left_out=ready.left_out,
     )  # fmt: skip
     clock = timing.clock_for(device)
     meter = LoadMeter()

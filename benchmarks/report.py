@@ -1,4 +1,4 @@
-"""Turns results into a terminal table, JSON and CSV. The chart is in chart.py."""
+"""Turns results into a terminal table, JSON and CSV. The chart is in chart.py, the page in page.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import cuda_facts
+from fusedloss._files import replacing
+
+from . import cuda_facts, units
 from .bars import Verdict
-from .results import CLONE, YARDSTICKS, CaseResult, ContenderResult, Timing
+from .results import CLONE, YARDSTICKS, CaseResult, ContenderResult
 
 
 @dataclass
@@ -42,27 +44,6 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _ms(timing: Timing | None) -> str:
-    if timing is None:
-        return "-"
-    value = timing.median
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _range(timing: Timing | None) -> str:
-    return "-" if timing is None else f"{timing.fastest:.3g}..{timing.slowest:.3g}"
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.2f} kB"
-
-
 def _error(result: ContenderResult) -> str:
     errors = result.errors
     return "-" if errors is None else f"{errors.value:.0e} / {errors.gradient:.0e}"
@@ -76,7 +57,6 @@ HEADING = [
 
 def case_table(result: CaseResult) -> str:
     """One workload: a heading line, one line for each contender, what stars mean."""
-    shape = " x ".join(f"{size:,}" for size in result.shape)
     rows = [HEADING]
     notes = []
     for name, found in result.contenders.items():
@@ -86,23 +66,23 @@ def case_table(result: CaseResult) -> str:
         rows.append(
             [
                 name + " *" * bool(found.other_function),
-                _ms(found.train),
-                _range(found.train),
-                _times(faster),
-                _times(result.ratio(name, CLONE)),
-                _ms(found.forward),
-                _ms(found.train_default_malloc),
-                _size(found.saved_bytes),
-                _size(found.peak_bytes),
-                _times(result.peak_over_logits(name)),
+                units.ms(found.train),
+                units.span(found.train),
+                units.times(faster),
+                units.times(result.ratio(name, CLONE)),
+                units.ms(found.forward),
+                units.ms(found.train_default_malloc),
+                units.size(found.saved_bytes),
+                units.size(found.peak_bytes),
+                units.times(result.peak_over_logits(name)),
                 _error(found),
             ]
         )
     foreign = result.foreign_cores
     load = "" if foreign is None else f"; other processes used {foreign:.2f} cores"
     head = (
-        f"{result.case}: {result.loss}, {shape} {result.dtype} on {result.device},"
-        f" logits {_size(result.logits_bytes)}{load}"
+        f"{result.case}: {result.loss}, {units.shape(result.shape)} {result.dtype} on {result.device},"
+        f" logits {units.size(result.logits_bytes)}{load}"
     )
     empty = [i for i in range(len(HEADING)) if i and all(row[i] == "-" for row in rows[1:])]
     shown = [[cell for i, cell in enumerate(row) if i not in empty] for row in rows]
@@ -126,10 +106,10 @@ def cuda_section(report: Report) -> str:
     return "\n".join(lines)
 
 
-def closing(report: Report) -> str:
-    """Bars, warnings, and what was not run."""
+def closing(report: Report, *, verdicts: bool = True) -> str:
+    """Bars (where `verdicts`), warnings, and what was not run."""
     lines = []
-    if report.verdicts:
+    if verdicts and report.verdicts:
         lines += ["Bars", *(f"  {verdict.line()}" for verdict in report.verdicts)]
     if report.not_run:
         lines += ["Not run", *(f"  {sentence}" for sentence in report.not_run)]
@@ -140,7 +120,8 @@ def closing(report: Report) -> str:
 def write_json(report: Report, path: Path) -> None:
     """All samples and facts."""
     content = dataclasses.asdict(report)
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 CSV_FIELDS = [
@@ -151,7 +132,8 @@ CSV_FIELDS = [
 ]  # fmt: skip
 
 
-def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
+def csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
+    """One contender of a case by the names of `CSV_FIELDS`; None was not measured."""
     train, errors = found.train, found.errors
     return {
         "case": case.case,
@@ -181,8 +163,8 @@ def _csv_row(case: CaseResult, found: ContenderResult) -> dict[str, Any]:
 
 def write_csv(report: Report, path: Path) -> None:
     """One line for each contender of each case; empty cells were not measured."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, CSV_FIELDS)
         writer.writeheader()
         for case in report.cases:
-            writer.writerows(_csv_row(case, found) for found in case.contenders.values())
+            writer.writerows(csv_row(case, found) for found in case.contenders.values())

@@ -67,6 +67,7 @@ class ContenderResult:
 class CaseResult:
     """One workload on one device.
 
+    left_out: contenders that did not run, with the reason.
     foreign_cores: cores busy with other processes meanwhile; rows: logits over the classes;
     gradient_bytes: of the gradients that are asked for.
     """
@@ -83,6 +84,7 @@ class CaseResult:
     foreign_cores: float | None = None
     rows: int = 0
     gradient_bytes: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def train_ms(self, contender: str) -> float | None:
         """Median of forward + backward in ms, None where it was not measured."""

@@ -1,8 +1,10 @@
-"""`python -m fusedloss bench`: runs the workloads, prints tables, writes JSON, CSV and a chart."""
+"""`python -m fusedloss bench`: runs the workloads, prints tables, writes JSON, CSV, chart and page."""
 
 from __future__ import annotations
 
 import argparse
+import gc
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +13,12 @@ from typing import Any
 
 import torch
 from fusedloss import backend
+from fusedloss.cli import INTERRUPTED
 
-from . import bars, baselines, cases, chart, cuda_facts, machine, report, timing
+from . import bars, baselines, cases, chart, cuda_facts, machine, page, report, saved, timing
 from .measure import Options, measure, prepare
 from .report import Report
-from .results import Timing
+from .results import CaseResult, Timing
 from .workload import DTYPE_NAMES, Case
 
 CPU = torch.device("cpu")
@@ -26,20 +29,20 @@ class Progress:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._title = ""
+        self.title = ""
         self._terminal = sys.stderr.isatty()
         self._width = 0
 
     def case(self, title: str) -> None:
         """Starts a case."""
-        self._title = title
+        self.title = title
         if not self._terminal:
             self._write(f"{self._clock()} {title}\n")
 
     def __call__(self, stage: str) -> None:
         """A stage of the case."""
         if self._terminal:
-            line = f"{self._clock()} {self._title}: {stage}"
+            line = f"{self._clock()} {self.title}: {stage}"
             self._write("\r" + line.ljust(self._width))
             self._width = len(line)
 
@@ -79,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fusedloss bench",
         description="Speed and memory of the fused losses beside eager, torch.compile, packages.",
     )
-    p.add_argument("--quick", action="store_true", help="few cases, no second allocator")
+    p.add_argument(
+        "--quick", action="store_true", help="few cases of every kind, in minutes; one allocator"
+    )
     p.add_argument("--filter", default="", metavar="NAME", help="cases by part of name or glob")
     p.add_argument("--dtype", default="", choices=["", *DTYPE_NAMES.values()])
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")
@@ -92,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cuda-facts", type=Path, metavar="FILE", help="emulator and compiler figures")
     p.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
     p.add_argument("--wait-idle", type=float, default=0.0, metavar="S", help="for a quiet machine")
+    p.add_argument(
+        "--render", type=Path, metavar="FILE", help="only write report.html of a results.json"
+    )
     p.add_argument("--list", action="store_true", help="list the cases and exit")
     return p
 
@@ -110,6 +118,27 @@ def _time_default_malloc(
     return found
 
 
+def _measure_case(
+    case: Case, device: torch.device, options: Options, out: Report, progress: Progress
+) -> CaseResult | None:
+    """The result, or None with the reason in the report where the GPU's memory does not suffice."""
+    try:
+        ready = prepare(case, device, options, progress)
+        out.not_run += ready.not_run
+        return measure(ready, device, options, progress)
+    except torch.OutOfMemoryError:
+        out.not_run.append(f"{case.name}: needs more memory than there is")
+        return None
+
+
+def _free(device: torch.device) -> None:
+    """What a case left in compiled code, in cycles and in the allocator would crowd out the next."""
+    if device.type == "cuda":
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def _run_cases(
     selected: Sequence[Case],
     device: torch.device,
@@ -122,9 +151,11 @@ def _run_cases(
     for number, case in enumerate(selected, 1):
         sized = case.at_full_size() if device.type == "cuda" else case
         progress.case(f"[{number}/{len(selected)}] {case.name} on {device.type}")
-        ready = prepare(sized, device, options, progress)
-        out.not_run += ready.not_run
-        result = measure(ready, device, options, progress)
+        result = _measure_case(sized, device, options, out, progress)
+        _free(device)
+        if result is None:
+            progress.clear()
+            continue
         busy = result.foreign_cores
         if device.type == "cpu" and busy is not None and busy > machine.BUSY_CORES:
             out.warnings.append(
@@ -133,7 +164,6 @@ def _run_cases(
         for name, taken in (default_malloc or {}).get(case.name, {}).items():
             result.contenders[name].train_default_malloc = taken
         out.cases.append(result)
-        del ready
         progress.clear()
         print(report.case_table(result), end="\n\n", flush=True)
 
@@ -167,25 +197,41 @@ def _cuda(
         return
     out.cuda_rows, out.cuda_source = cuda_facts.load(args.cuda_facts)
     why = "--device cpu" if torch.cuda.is_available() else "no GPU in this machine"
-    out.not_run.append(f"timings on a GPU: {why}; CUDA figures above are counts, not times")
+    out.not_run.append(f"timings on a GPU: {why}; CUDA figures are counts, not times")
     print(report.cuda_section(out), end="\n\n")
 
 
 def _write(out: Report, folder: Path) -> list[str]:
     """Writes the files of the report; their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["results.json", "results.csv", "chart.png"]
-    if not chart.draw(out, folder / names[2]):
+    names = ["results.json", "results.csv", "report.html", "chart.png"]
+    if not chart.draw(out, folder / names[3]):
         out.not_run.append("the chart: matplotlib is not installed, or nothing was measured")
-        del names[2]
+        del names[3]
     report.write_json(out, folder / names[0])
     report.write_csv(out, folder / names[1])
+    page.write(out, folder / names[2])
     return names
 
 
-def _start(args: argparse.Namespace, options: Options) -> Report:
+def _render(source: Path, folder: Path) -> int:
+    """Writes the page of a run that was saved; the exit status."""
+    try:
+        found = saved.load(source)
+    except (OSError, ValueError) as error:
+        print(f"--render: {error}", file=sys.stderr)
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    page.write(found, folder / "report.html")
+    print(f"Written to {folder}/: report.html")
+    return 0
+
+
+def _start(args: argparse.Namespace, options: Options, selected: Sequence[Case]) -> Report:
     """Machine facts and the load before anything runs, printed and noted."""
     settings: dict[str, Any] = {
+        "command": args.command,
+        "cases": f"{len(selected)} of {len(cases.CASES)}",
         "rounds": options.rounds,
         "protocol": "contenders checked against float64, then timed in turns; medians;"
         " gradient freshly allocated; forward alone under no_grad",
@@ -202,8 +248,15 @@ def _start(args: argparse.Namespace, options: Options) -> Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar."""
+    """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar; 130 where
+    it was interrupted, with what was measured until then in its files.
+    """
     args = parser().parse_args(argv)
+    args.command = shlex.join(
+        ["python", "-m", "fusedloss", "bench", *(sys.argv[1:] if argv is None else argv)]
+    )
+    if args.render:
+        return _render(args.render, args.out)
     selected = cases.select(pattern=args.filter, dtype=args.dtype, quick=args.quick)
     if args.list:
         width = max((len(case.name) for case in selected), default=0) + 2
@@ -229,7 +282,7 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
     rounds = args.rounds or (timing.MIN_ROUNDS if args.quick else Options.rounds)
     options = Options(rounds, compile=not args.no_compile)
     progress = Progress()
-    out = _start(args, options)
+    out = _start(args, options, selected)
     try:
         if args.device != "cuda":
             _run_cpu(selected, args, options, out, progress)
@@ -238,18 +291,27 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
         progress.clear()
         print(f"STOPPED: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        progress.clear()
+        print("INTERRUPTED", file=sys.stderr)
+        if out.cases:  # else the files of an earlier run say more
+            out.warnings.append(f"interrupted: {progress.title} was not finished, nor what follows")
+            _finish(args, out)
+        return INTERRUPTED
     return _finish(args, out)
 
 
 def _finish(args: argparse.Namespace, out: Report) -> int:
     """Bars, what was not run, files; the exit status."""
     out.not_run += baselines.unavailable()
+    run = {case.case for case in out.cases}
+    if skipped := [case.name for case in cases.CASES if case.name not in run]:
+        out.not_run.append(f"{len(skipped)} cases were not run: {', '.join(skipped)}")
     if args.no_compile:
         out.not_run.append("torch.compile: left out by --no-compile")
-    if args.check_bars:
-        out.verdicts = bars.evaluate(out.cases) + cuda_facts.evaluate(out.cuda_rows)
+    out.verdicts = bars.evaluate(out.cases) + cuda_facts.evaluate(out.cuda_rows)
     written = _write(out, args.out)
-    print(report.closing(out))
+    print(report.closing(out, verdicts=args.check_bars))
     print(f"\nWritten to {args.out}/: {', '.join(written)}")
     return 1 if args.check_bars and bars.failed(out.verdicts) else 0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from fusedloss.benchmarks import baselines_sigmoid_focal as sigmoid_focal
 from fusedloss.benchmarks import (
+    cases,
     inputs,
     machine,
 )
@@ -50,6 +52,12 @@ def tiny_case(index: bool = True, dtype: torch.dtype = torch.float32) -> Case:
         contenders=lambda: {"eager": eager},
         reference=sigmoid_focal.reference,
     )
+
+
+def case_named(name: str, shape: tuple[int, ...]) -> Case:
+    """The case of that name at another size."""
+    case = next(case for case in cases.CASES if case.name == name)
+    return dataclasses.replace(case, shape=shape)
 
 
 def result(case: str, times: dict[str, float], peak: int = 100, logits: int = 100) -> CaseResult:

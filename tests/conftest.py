@@ -17,7 +17,7 @@ from emulated import load_testing_module
 from emulator_device import device, rng, selftest_module  # noqa: F401
 
 # Not skipped but left out: a run without a GPU must not look as if it had tested one.
-GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py", "test_cuda_mining.py"]
+GPU_TESTS = ["test_cuda.py", "test_cuda_regions.py", "test_cuda_mining.py", "test_cuda_triton.py"]
 collect_ignore = [] if torch.cuda.is_available() else list(GPU_TESTS)
 if os.environ.get("TRITON_INTERPRET") != "1":  # which runs by itself, as the kernels read it once
     collect_ignore.append("test_triton.py")

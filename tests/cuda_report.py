@@ -14,6 +14,7 @@ from typing import Any
 import compiled_kernels
 import cuda_traffic
 from emulated import load_testing_module
+from fusedloss._files import replacing
 
 
 def traffic_rows() -> list[dict[str, Any]]:
@@ -72,7 +73,8 @@ def main() -> int:
         return 2
     path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(traffic_rows() + compiler_rows(), indent=1))
+    with replacing(path) as part:
+        part.write_text(json.dumps(traffic_rows() + compiler_rows(), indent=1))
     return 0
 
 

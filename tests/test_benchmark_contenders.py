@@ -6,15 +6,13 @@ import csv
 import dataclasses
 import functools
 import math
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
+from benchmark_helpers import CPU, case_named, default_malloc, quiet, tiny_case  # noqa: F401
 from fusedloss.benchmarks import (
     baselines,
     cases,
@@ -137,12 +135,6 @@ def test_references_of_worked_rows() -> None:
     assert gradient.flatten().tolist() == pytest.approx([0.45, -0.45, 0, 0])
     assert softmax_focal.reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
     assert softmax_focal.smp_reference(logits, labels)[0].item() == pytest.approx(math.log(2) / 4)
-
-
-def case_named(name: str, shape: tuple[int, ...]) -> Case:
-    """The case of that name at another size."""
-    case = next(case for case in cases.CASES if case.name == name)
-    return dataclasses.replace(case, shape=shape)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 32])
@@ -291,66 +283,6 @@ def test_a_contender_that_does_not_fit_is_left_out() -> None:
     ready = measure.prepare(case, CPU, measure.Options(compile=False), quiet)
     assert set(ready.contenders) == {"eager"}
     assert ready.not_run == [f"{case.name}: greedy needs more memory than there is"]
-
-
-CUDA = torch.device("cuda")
-
-
-def on_a_pretended_gpu(case: Case) -> Case:
-    """The case with inputs on the CPU, whatever the device."""
-    return dataclasses.replace(case, setup=lambda case, device: classification(case))
-
-
-def classification(case: Case) -> Inputs:
-    return inputs.classification(case, CPU)
-
-
-def test_liger_contends_on_a_gpu_and_gets_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def overwrites(logits: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
-        loss = torch.nn.functional.cross_entropy(logits, labels, **options)
-        with torch.no_grad():
-            logits.zero_()
-        return loss
-
-    package = types.ModuleType("liger_kernel.transformers.functional")
-    package.liger_cross_entropy = overwrites  # type: ignore[attr-defined]
-    for name in ("liger_kernel", "liger_kernel.transformers"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, package.__name__, package)
-    case = case_named("imagenet-ce-smooth-8192x1000-fp32", (16, 7))
-    options = measure.Options(compile=False)
-    assert "liger with clone" not in measure.prepare(case, CPU, options, quiet).contenders
-    ready = measure.prepare(on_a_pretended_gpu(case), CUDA, options, quiet)
-    assert {"eager", "fusedloss", "liger with clone"} <= set(ready.contenders)
-    assert ready.inputs.logits.any()
-
-
-def test_liger_vanishes_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # has the import fail
-    monkeypatch.setattr(baselines, "_missing", {})
-    case = on_a_pretended_gpu(case_named("imagenet-ce-8192x1000-fp32", (16, 7)))
-    ready = measure.prepare(case, CUDA, measure.Options(compile=False), quiet)
-    assert "liger with clone" not in ready.contenders
-    assert ready.not_run == []
-    assert "liger_kernel" in baselines.unavailable()[-1]
-    pixels = next(case for case in cases.CASES if case.name == "cityscapes-ce-fp32")
-    assert pixels.gpu_contenders() == {}
-
-
-def test_a_package_that_fails_on_the_gpu_is_left_out() -> None:
-    def wrong(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.sum()
-
-    case = case_named("imagenet-ce-8192x1000-fp32", (16, 7))
-    case = dataclasses.replace(on_a_pretended_gpu(case), gpu_contenders=lambda: {"wrong": wrong})
-    ready = measure.prepare(case, CUDA, measure.Options(compile=False), quiet)
-    assert "wrong" not in ready.contenders
-    assert "wrong is wrong and is not timed" in ready.not_run[0]
-
-
-def test_the_triton_backend_is_timed_on_a_gpu_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["--backend", "triton"]) == 1
-    assert "--device cuda" in capsys.readouterr().err
 
 
 def test_segmentation_labels_lie_in_patches_and_are_ignored_now_and_then() -> None:

@@ -171,7 +171,7 @@ def test_the_memory_of_a_case_is_that_of_its_contenders() -> None:
     assert found.peak_over_logits("eager") > 3  # type: ignore[operator]
 
 
-def test_a_run_writes_table_json_csv_and_chart(
+def test_a_run_writes_table_json_csv_page_and_chart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cases, "select", lambda **_: [tiny_case()])
@@ -201,5 +201,9 @@ def test_a_run_writes_table_json_csv_and_chart(
         rows = list(csv.DictReader(file))
     assert [row["contender"] for row in rows] == ["eager", "clone"]
     assert float(rows[0]["train_ms"]) > 0
+    page = (tmp_path / "report.html").read_text()
+    assert "not timed here" in page
+    assert content["settings"]["command"].endswith(f"--out {tmp_path}")
+    assert content["settings"]["command"] in page
     pytest.importorskip("matplotlib")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")

@@ -22,18 +22,32 @@ from torch import Tensor
 pytestmark = pytest.mark.gpu
 
 
+def cuda_results(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a row of the table, computed on the GPU."""
+    input, target, options = case.inputs(dtype)
+    options = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
+    x = input.detach().cuda().requires_grad_()
+    loss = case.loss.function(x, target.cuda(), **options)
+    (grad,) = torch.autograd.grad(loss, x, _upstream(loss.cpu()).cuda())
+    return loss.detach().cpu(), grad.cpu()
+
+
+def run_on_cuda(case: Case, dtype: torch.dtype, schedule: str) -> None:
+    """Value and gradient against the float64 reference, by the tolerance rule."""
+    _, _, _, exact, eager = _expected(case, dtype)
+    with fusedloss.gradient_schedule(schedule):
+        loss, grad = cuda_results(case, dtype)
+    assert grad.dtype == dtype
+    check_close(f"{case.name} loss", loss, exact[0], eager[0])
+    # The GPU's fast exponential and reciprocal err to one side by a unit or two.
+    check_gradient(f"{case.name} gradient", grad, exact[1], eager[1], bias_ulps=4.0)
+
+
 @each_dtype
 @each_run
 def test_cuda(case: Case, dtype: torch.dtype, schedule: str) -> None:
-    input, target, options, exact, eager = _expected(case, dtype)
-    options = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in options.items()}
-    x = input.cuda().requires_grad_()
-    with fusedloss.gradient_schedule(schedule), fusedloss.backend("native"):
-        loss = case.loss.function(x, target.cuda(), **options)
-        (grad,) = torch.autograd.grad(loss, x, _upstream(loss.cpu()).cuda())
-    check_close(f"{case.name} loss", loss.detach().cpu(), exact[0], eager[0])
-    # CUDA's fast exponential and reciprocal err to one side by a unit or two.
-    check_gradient(f"{case.name} gradient", grad.cpu(), exact[1], eager[1], bias_ulps=4.0)
+    with fusedloss.backend("native"):
+        run_on_cuda(case, dtype, schedule)
 
 
 def _inputs(rows: int = 64, classes: int = 80) -> tuple[Tensor, Tensor]:

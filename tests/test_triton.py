@@ -91,6 +91,44 @@ def test_samples_shared_by_programs(
         torch.testing.assert_close(ours, results(), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cross_entropy", (5, 4, 61)),
+        ("sigmoid_focal_loss", (700, 4)),
+        ("dice_cross_entropy_loss", (5, 4, 61)),
+        ("ohem_cross_entropy_loss", (5, 4, 61)),
+    ],
+)
+def test_sums_of_many_programs(
+    monkeypatch: pytest.MonkeyPatch, name: str, shape: tuple[int, ...]
+) -> None:
+    """More than one program adds: they are added in parallel first."""
+    from fusedloss._triton import calls, launch
+
+    monkeypatch.setattr(launch, "INTERPRETED_TILE", 16)
+    monkeypatch.setattr(calls, "FINISH_PARTIALS", 2)
+    monkeypatch.setattr(calls, "ADD_STEPS", 1)
+    added: list[tuple[int, int]] = []
+    whole = calls.add_parts
+    monkeypatch.setattr(
+        calls, "add_parts", lambda x, n: added.append((x.size(1), n)) or whole(x, n)
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    sizes = shape[:-1] if name == "sigmoid_focal_loss" else (shape[0], *shape[2:])
+    target = torch.randint(4, sizes, generator=generator)
+
+    def results() -> tuple[Tensor, Tensor]:
+        loss = getattr(fusedloss, name)(x, target)
+        return loss, torch.autograd.grad(loss, x)[0]
+
+    ours = results()
+    assert any(parts > enough for parts, enough in added)
+    with fusedloss.backend("native"):
+        torch.testing.assert_close(ours, results(), rtol=1e-12, atol=1e-14)
+
+
 def test_the_choice_is_shown_and_taken_back() -> None:
     assert "Triton kernels" in show_config()
     x, target = torch.randn(3, 4), torch.tensor([0, 9, 1])

@@ -100,7 +100,9 @@ def rows(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 IMAGES, VOCABULARY, VECTORS = (2, 19, 64, 128), (64, 32768), (4096, 64)
+VOLUMES = (2, 4, 64, 64, 64)
 OVERLAP = (2.0, 0.0, 1.0, 1.0, 0.0, 1e-6, 1.0, False, 0, False, 0)
+GENERALIZED = (*OVERLAP[:8], 3, *OVERLAP[9:])  # by the square of each class's size
 
 
 def cross_entropy(ops: Any, x: Tensor, target: Tensor, smoothing: float) -> None:
@@ -116,6 +118,7 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     image, pixels = rows(IMAGES, dtype)
     words, word = rows(VOCABULARY, dtype)
     vectors, label = rows(VECTORS, dtype)
+    volume, voxels = rows(VOLUMES, dtype)
     one, scale = torch.ones(()), torch.ones(2)
     saved = torch.empty(3, *pixels.shape)
     dense = torch.rand(IMAGES)
@@ -147,6 +150,12 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "scale": lambda: ops.scale_gradient(image, one, scale),
         "dice": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *OVERLAP, 1.0, *regions, 2, True, False
+        ),
+        "dice with cross entropy of volumes": lambda: ops.softmax_regions_fwd(
+            volume, voxels, None, None, *OVERLAP, *joined, False
+        ),
+        "generalized dice": lambda: ops.softmax_regions_fwd(
+            image, pixels, None, None, *GENERALIZED, 1.0, *regions, 2, True, False
         ),
         "dice, backward": lambda: ops.softmax_regions_bwd(
             one, scale, saved[:2], torch.empty(38, 2), image, pixels, None, False, 0, 0, 0.0,
@@ -234,3 +243,16 @@ def test_every_kernel_compiles_for_amd(launches: Launches, arch: str) -> None:
             kernel = launch[0].fn.__name__
             print(f"{name:<26} {kernel:<26} {arch:<7} {numbers['vgpr_count']:>5} {scratch:7}")
             assert scratch == 0, f"{name}: {kernel} on {arch} spills"
+
+
+@pytest.mark.filterwarnings("error:.*exceeds the maximum bitwidth")
+def test_no_shift_by_all_bits_of_float64(launches: Launches) -> None:
+    """Which is undefined: 0 where interpreted, and a wrong selection of losses on a GPU."""
+    from fusedloss._triton.ops import OPERATORS
+
+    image, pixels = rows(IMAGES, torch.float64)
+    SimpleNamespace(**OPERATORS).mined_cross_entropy_fwd(
+        image, pixels, None, 0.36, WANTED["together"], 1000, 0.0, True, -100, 2, False
+    )
+    for launch in launches:
+        assert compile_for(*launch, "cuda", 90, 32)["ptx"]

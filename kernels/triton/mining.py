@@ -232,7 +232,8 @@ def digit_kernel(
         found = tl.load(state + one * STATE + FOUND)
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mark = tl.load(marks + one * slice_size + i, mask=i < slice_size, other=-1).to(tl.int64)
-        agrees = (mark >= 0) & ((mark >> (SHIFT + 8)) == found)
+        higher = (mark >> SHIFT) >> 8  # a shift by SHIFT + 8, all 64 bits, is undefined
+        agrees = (mark >= 0) & (higher == found)
         digit = ((mark >> SHIFT) & 255).to(tl.int32)
         counted = tl.histogram(digit, BINS, mask=agrees)
         tl.atomic_add(bins + one * BINS + tl.arange(0, BINS), counted)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .._mining import bits_dtype, slice_order
 from .._mining_autograd import like_marks
-from .calls import FINISH_BLOCK, accumulator, element_type
+from .calls import FINISH_BLOCK, accumulator, element_type, fewer_partials
 from .launch import ELEMENT_WARPS, MINED_WARPS, elements_block
 from .layout import Elements, broadcast_strides, with_strides
 from .loss import binary_cross_entropy, cross_entropy
@@ -62,6 +62,7 @@ def select(
         marks, marks if values is None else values, selection, loss, partials, slice_size,
         HAS_VALUES=values is not None, WITH_LOSSES=reduction == 0, BLOCK=block, **types,
     )  # fmt: skip
+    partials = fewer_partials(partials[:, None])
     mined_finish_kernel[(1,)](
         partials, partials.numel(), state, slices, loss, scale, float(epsilon),
         WHOLE_TIES=whole_ties, MEAN=reduction == 2, WITH_LOSS=reduction != 0, BLOCK=FINISH_BLOCK,

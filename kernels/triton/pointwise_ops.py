@@ -99,7 +99,7 @@ def forward(
         expected = float(normalizer_value or max(1, input.numel()))
     call.launch(grad, loss=loss, partials=partials, WITH_LOSSES=none, scale=1.0 / expected)
     finish(
-        partials, programs, loss, scale, reduction, expected, normalizer, normalizer_value, False,
+        partials[:programs], loss, scale, reduction, expected, normalizer, normalizer_value, False,
         call.ignore_index is not None,
     )  # fmt: skip
     return loss, scale[0].clone(), returned

@@ -9,18 +9,13 @@ from torch import Tensor
 
 import triton
 
-from .calls import FINISH_BLOCK, accumulator, element_type
+from .calls import FINISH_BLOCK, accumulator, add_parts, element_type, fewer_partials
 from .launch import REGION_WARPS, rows_launch
 from .layout import Rows, to_write, with_strides
 from .loss import focal, nothing
 from .pointwise_ops import focal_call
-from .regions import (
-    SUMS,
-    add_sums_kernel,
-    region_elements_kernel,
-    region_finish_kernel,
-    region_rows_kernel,
-)
+from .region_finish import region_finish_kernel
+from .regions import SUMS, region_elements_kernel, region_rows_kernel
 from .row_ops import (
     NONE,
     NOTHING,
@@ -94,7 +89,7 @@ class Regions:
     def workspaces(self) -> tuple[Tensor, Tensor]:
         """The sums of each group's parts, and each program's partials of what is joined."""
         x, groups = self.input, self.groups
-        shape = [groups.count, groups.parts, self.rows.classes, int(SUMS)]
+        shape = [groups.count, groups.parts, self.rows.classes * int(SUMS)]
         return (
             x.new_empty(shape, dtype=torch.float64),
             x.new_empty([groups.programs, int(PARTIALS)], dtype=torch.float64),
@@ -108,16 +103,11 @@ class Regions:
         """From the programs' sums to the outputs."""
         *numbers, log, weighting, skip_absent = overlap
         classes, groups = self.rows.classes, self.groups
-        totals = sums
-        if groups.parts > 1:
-            totals = self.input.new_empty([groups.count, classes, int(SUMS)], dtype=torch.float64)
-            width = min(64, triton.next_power_of_2(classes))
-            add_sums_kernel[(groups.count, triton.cdiv(classes, width))](
-                sums, totals, classes, groups.parts, CLASSES=width, PARTS=max(1, 1024 // width)
-            )
+        totals = add_parts(sums, 1)
+        partials = fewer_partials(partials)
         loss, scale, slopes = outputs
         region_finish_kernel[(1,)](
-            totals, partials, groups.programs, totals if region_weight is None else region_weight,
+            totals, partials, partials.size(0), totals if region_weight is None else region_weight,
             loss, scale, slopes, *(float(number) for number in numbers), float(factor),
             float(joined_factor), groups.count, classes, self.first_class,
             LOG=log, WEIGHTING=weighting, HAS_WEIGHT=region_weight is not None,

@@ -133,7 +133,7 @@ class RowLoss:
             scale_main=1.0 / expected, scale_by_row=1.0 / expected,
         )  # fmt: skip
         finish(
-            partials, programs, loss, scale, self.reduction, expected, self.normalizer,
+            partials[:programs], loss, scale, self.reduction, expected, self.normalizer,
             self.normalizer_value, self.weighted_mean, self.nothing_is_zero,
         )  # fmt: skip
         return loss, scale, saved

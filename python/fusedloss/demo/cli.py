@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..cli import INTERRUPTED
 from .detection import Detection
 from .mining import Mining
 from .recognition import Recognition
@@ -149,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
-        _run(options)
+        return _run(options)
     finally:
         torch.set_num_threads(threads)
-    return 0
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
+    """Trains and draws; the exit status. Interrupted, it draws the tasks that are finished."""
     start = time.monotonic()
     size = QUICK if options.quick else FULL
     device = options.device
@@ -164,17 +165,25 @@ def _run(options: argparse.Namespace) -> None:
     print(f"training scenes: {_describe(scenes.train)}")
     print(f"held-out scenes: {_describe(scenes.held_out)}, none of them in a training scene")
     results: list[TaskResult] = []
-    for task in tasks():
-        if options.task not in (None, task.name):
-            continue
-        length = size.lengths[task.name]
-        schedule = Schedule(options.steps or length.steps, length.batch, options.seed)
-        results.append(train_both(task, scenes, schedule, device))
-        print(f"\n{summary(results[-1])}\n")
+    wanted = [task for task in tasks() if options.task in (None, task.name)]
+    try:
+        for task in wanted:
+            length = size.lengths[task.name]
+            schedule = Schedule(options.steps or length.steps, length.batch, options.seed)
+            results.append(train_both(task, scenes, schedule, device))
+            print(f"\n{summary(results[-1])}\n")
+    except KeyboardInterrupt:
+        print(
+            f"\nINTERRUPTED: {len(results)} of {len(wanted)} trainings are finished",
+            file=sys.stderr,
+        )
+        if not results:  # a picture of an earlier run shows more
+            return INTERRUPTED
     save_picture(results, scenes.held_out.to(device), options.out)
     if options.quick:
         print("--quick is too short to learn from: the quality of its answers says nothing.")
     print(f"picture: {options.out}    time: {time.monotonic() - start:.0f} s")
+    return 0 if len(results) == len(wanted) else INTERRUPTED
 
 
 def _describe(scenes: Scenes) -> str:

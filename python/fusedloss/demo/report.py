@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from .._files import replacing
 from .require import require
 from .scenes import Scenes
 from .task import EAGER, FUSED, Run, TaskResult
@@ -154,7 +155,8 @@ def save_picture(results: list[TaskResult], held_out: Scenes, path: Path) -> Non
         _draw_curves(left, difference, result)
         _draw_time(time, result)
         _draw_memory(memory, result)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def _draw_scenes(figure: Any, result: TaskResult, held_out: Scenes) -> None:

@@ -75,7 +75,7 @@ def margin_softmax_loss(
         closest=1 - torch.finfo(cosine.dtype).eps / 2,
     )
     if gradient != "exact":
-        psi = psi + _zero(own)
+        psi = torch.where(psi == own, own, psi + _zero(own))  # -inf on a straight line stays -inf
     # -log p_t = log(1 + e^z) with z from the other classes, as in softmax_focal_loss; the floor stands
     # for -inf, of which there are no derivatives.
     floor = torch.finfo(x.dtype).min / 2
@@ -83,6 +83,7 @@ def margin_softmax_loss(
     if filter_threshold is not None:
         others = torch.where(x > filter_threshold, floor, others)
     others = others.clamp(min=floor).scatter(dim, place, floor)
+    nothing = torch.isneginf(psi) & (others == floor).all(dim)  # 0 / 0
     top = others.amax(dim, keepdim=True).detach()
     z = torch.logsumexp(others - top, dim) + top.squeeze(dim) - scale * psi
     loss = -F.logsigmoid(-z)
@@ -90,6 +91,8 @@ def margin_softmax_loss(
         changed = (scale * x).scatter(dim, place, (scale * psi).unsqueeze(dim))
         spread = label_smoothing / x.size(dim)
         loss = (1 - label_smoothing) * loss - spread * F.log_softmax(changed, dim).sum(dim)
-    loss = loss * torch.where(bad, torch.nan, 1.0)  # the gradient of the row is NaN as well
+    loss = loss * torch.where(
+        bad | nothing, torch.nan, 1.0
+    )  # the gradient of the row is NaN as well
     loss = torch.where(valid, loss, 0.0)
     return reduce(loss, valid, reduction, None)

@@ -146,7 +146,8 @@ def topk_cross_entropy_loss(
 def _binary_losses(x: Tensor, target: Tensor, from_logits: bool) -> Tensor:
     """-t log p - (1 - t) log(1 - p)."""
     if from_logits:
-        return F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        # torch's function has 0 times -inf, and so NaN, where a positive's logit is -inf.
+        return -(target * F.logsigmoid(x) + (1 - target) * F.logsigmoid(-x))
     return F.binary_cross_entropy(x, target, reduction="none")
 
 
