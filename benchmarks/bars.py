@@ -109,6 +109,12 @@ BARS: tuple[Bar, ...] = (
     Bar("retinanet-*-bf16", "in_units_of", 8.0, "clone"),
     Bar("retinanet-*", "peak_over_logits", 1.05),
 
+    *(Bar("boxes-*", "times_faster_than", 2.0, against, informative=True)
+      for against in ("eager", "compile")),
+    Bar("boxes-*", "in_units_of", 4.0, "clone", informative=True),
+    Bar("boxes-*-bf16", "time_over_case", 1.0, "bf16>fp32", informative=True),
+    Bar("boxes-*", "peak_over_logits", 1.05),
+
     *_faster("imagenet-ce-smooth-*", eager=3.0, compiled=1.5),
     *_faster("imagenet-ce-[0-9]*", eager=2.5, compiled=1.4),
     *_faster("cityscapes-ce", eager=2.5, compiled=1.4),

@@ -35,6 +35,22 @@ def optional(module: str, attribute: str) -> Callable[..., Any] | None:
     return found
 
 
+def fused(name: str, tensors: tuple[str, ...] = (), **options: Any) -> dict[str, LossFn]:
+    """The contender "fusedloss" where it imports: its function `name` with these options, which takes the
+    arguments after the target by the names in `tensors`.
+    """
+    function = optional("fusedloss", name)
+    if function is None:
+        return {}
+
+    def form(input: Tensor, target: Tensor, *rest: Tensor) -> Tensor:
+        given = dict(zip(tensors, rest, strict=True))
+        value: Tensor = function(input, target, **given, **options)
+        return value
+
+    return {"fusedloss": form}
+
+
 def row_slices(shape: tuple[int, int, int], rows_at_once: int) -> Iterator[tuple[slice, slice]]:
     """Cuts logits [N, C, K] into parts of about `rows_at_once` rows of C: slices of N and of K.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .baselines import LossFn, optional
+from .baselines import LossFn, fused, optional
 
 ALPHA = 0.25
 GAMMA = 2.0
@@ -47,16 +47,7 @@ def _contenders(eager: LossFn, *, index: bool) -> dict[str, LossFn]:
             return total / normalizer
 
         contenders["torchvision"] = torchvision
-    function = optional("fusedloss", "sigmoid_focal_loss")
-    if function is not None:
-
-        def fused(logits: Tensor, target: Tensor, normalizer: Tensor) -> Tensor:
-            value: Tensor = function(
-                logits, target, alpha=ALPHA, gamma=GAMMA, normalizer=normalizer
-            )
-            return value
-
-        contenders["fusedloss"] = fused
+    contenders |= fused("sigmoid_focal_loss", ("normalizer",), alpha=ALPHA, gamma=GAMMA)
     return contenders
 
 

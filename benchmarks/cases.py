@@ -20,6 +20,7 @@ from . import baselines_linear as linear
 from . import baselines_margin_softmax as margin_softmax
 from . import baselines_mining as mining
 from . import baselines_sigmoid_focal as sigmoid_focal
+from . import baselines_smooth_l1 as smooth_l1
 from . import baselines_softmax_focal as softmax_focal
 from . import inputs
 from .results import PRODUCTS
@@ -50,6 +51,19 @@ def _focal(
         series=series,
         gpu_shape=gpu_shape,
         quick=quick,
+    )
+
+
+def _boxes(name: str, rows: int, *, dtype: torch.dtype = FP32, series: Series = "large") -> Case:
+    return Case(
+        name,
+        f"smooth L1 of boxes, beta {smooth_l1.BETA:.3g}, weights",
+        (rows, 4),
+        dtype,
+        setup=inputs.boxes,
+        contenders=smooth_l1.contenders,
+        reference=smooth_l1.reference,
+        series=series,
     )
 
 
@@ -254,6 +268,8 @@ CASES: tuple[Case, ...] = (
     _retinanet("retinanet-index-bf16", index=True, dtype=BF16, quick=True),
     _retinanet("retinanet-dense-fp32", index=False),
     _retinanet("retinanet-dense-bf16", index=False, dtype=BF16),
+    _boxes("boxes-4000000x4-fp32", 4_000_000),
+    _boxes("boxes-4000000x4-bf16", 4_000_000, dtype=BF16),
     _smooth("imagenet-ce-smooth-8192x1000-fp32", IMAGENET, quick=True),
     _smooth("imagenet-ce-smooth-8192x1000-bf16", IMAGENET, dtype=BF16, quick=True),
     _smooth("imagenet-ce-smooth-1024x21841-fp32", IMAGENET_21K),
@@ -281,6 +297,7 @@ CASES: tuple[Case, ...] = (
     _focal("small-focal-index-256x80", (256, 80), index=True, series="small", quick=True),
     _focal("small-focal-dense-256x80", (256, 80), index=False, series="small"),
     _focal("small-focal-index-8x4", (8, 4), index=True, series="small"),
+    _boxes("small-boxes-256x4", 256, series="small"),
     _smooth("small-ce-smooth-256x100", (256, 100), series="small"),
     _smooth("small-ce-smooth-8x10", (8, 10), series="small"),
     _softmax_focal("small-softmax-focal-256x20", (256, 20), series="small"),

@@ -53,6 +53,18 @@ def focal_dense(case: Case, device: torch.device) -> Inputs:
     return Inputs(inputs.logits, (dense.contiguous(), normalizer))
 
 
+def boxes(case: Case, device: torch.device) -> Inputs:
+    """Deltas [N, 4] of anchors, their targets, a weight of 1 for the positive third; divisor: these."""
+    generator = _generator(device)
+    rows, _ = case.shape
+    deltas = torch.randn(case.shape, generator=generator, device=device).mul_(0.3)
+    target = torch.randn(case.shape, generator=generator, device=device).mul_(0.3)
+    weight = (torch.rand(rows, 1, generator=generator, device=device) < 1 / 3).float()
+    normalizer = weight.sum().clamp_(min=1)
+    deltas, target = deltas.to(case.dtype), target.to(case.dtype)
+    return Inputs(deltas.requires_grad_(), (target, weight.to(case.dtype), normalizer))
+
+
 def _favour_labels(logits: Tensor, labels: Tensor, generator: torch.Generator) -> None:
     """Raises each row's target logit by 0..10: some rows are learnt, some are still wrong."""
     gain = torch.rand(labels.shape, generator=generator, device=labels.device).mul_(10.0)

@@ -1,55 +1,19 @@
-// Sigmoid focal loss: schema, checks that memory safety needs, allocation, launch.
-// Arguments are validated for people in python/fusedloss/_checks.py.
-#include <torch/csrc/stable/library.h>
-
-#include <optional>
+// Sigmoid focal loss: the operators. Arguments are validated for people in
+// python/fusedloss/_checks.py.
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
-#include "../kernels/cpu/focal.h"
-#include "device.h"
-#include "tensor_view.h"
-
-#if FUSEDLOSS_WITH_CUDA
-#include "../kernels/cuda/focal.h"
-#endif
+#include "../kernels/loss/focal.h"
+#include "pointwise.h"
 
 namespace fusedloss {
 namespace {
 
-struct Arguments {
-  Tensor input, target;
-  std::optional<Tensor> alpha, weight, normalizer;
-  double alpha_value, gamma;
-  int64_t ignore_index;
-  double label_smoothing, normalizer_value;
-  int64_t reduction;
-
-  FocalOptions options() const { return {gamma, label_smoothing}; }
-};
-
-PointwiseCall make_call(const Arguments& args) {
-  for (const std::optional<Tensor>& other : {std::optional(args.target), args.alpha, args.weight})
-    check_same_device(args.input, other);
-  STD_TORCH_CHECK(args.reduction >= 0 && args.reduction <= 2, "sigmoid_focal: unknown reduction");
-  const bool indexed = args.target.dim() + 1 == args.input.dim();
-  PointwiseCall call{};
-  call.shape = shape_of(args.input, indexed ? static_cast<int>(args.input.dim()) - 1 : -1);
-  call.logits = view_of(args.input, call.shape);
-  STD_TORCH_CHECK(is_float_type(call.logits.dtype), "fusedloss: logits of an unsupported dtype");
-  call.target =
-      indexed ? view_of_labels(args.target, call.shape) : view_of(args.target, call.shape);
-  call.side = view_of(args.alpha, call.shape);
-  call.weight = view_of(args.weight, call.shape);
-  call.side_value = args.alpha_value;
-  call.ignore_index = args.ignore_index;
-  call.num_classes = indexed ? args.input.size(args.input.dim() - 1) : 1;
-  call.indexed = indexed;
-  if (args.normalizer.has_value())
-    call.normalizer = accumulator_scalar(*args.normalizer, args.input);
-  call.normalizer_value = args.normalizer_value;
-  call.reduction = static_cast<Reduction>(args.reduction);
+PointwiseCall make_call(const PointwiseTensors& tensors, double alpha_value, int64_t ignore_index) {
+  PointwiseCall call =
+      make_pointwise_call(tensors, tensors.target.dim() + 1 == tensors.input.dim());
+  call.side_value = alpha_value;
+  call.ignore_index = ignore_index;
   return call;
 }
 
@@ -66,31 +30,12 @@ std::tuple<Tensor, Tensor, Tensor> sigmoid_focal_fwd(
     Tensor input, Tensor target, std::optional<Tensor> alpha, std::optional<Tensor> weight,
     std::optional<Tensor> normalizer, double alpha_value, double gamma, int64_t ignore_index,
     double label_smoothing, double normalizer_value, int64_t reduction, bool with_grad) {
-  const Arguments args{input,           target,           alpha,    weight,
-                       normalizer,      alpha_value,      gamma,    ignore_index,
-                       label_smoothing, normalizer_value, reduction};
-  PointwiseCall call = make_call(args);
-  const Context context(input);
-  const bool none = call.reduction == Reduction::kNone;
-  const ScalarType result = accumulator_of(input);
-  Tensor grad =
-      with_grad ? empty_as(input, input.scalar_type()) : torch::stable::new_empty(input, {0});
-  Tensor loss = none ? empty_as(input, result) : torch::stable::new_empty(input, {}, result);
-  Tensor scale = torch::stable::new_empty(input, {}, result);
-  Tensor workspace;
-  if (with_grad) call.grad = view_of(grad, call.shape);
-  // A float16 gradient divided by millions would vanish before a loss scale can lift it.
-  call.prescale = with_grad && input.scalar_type() != ScalarType::Half;
-  call.loss = none ? view_of(loss, call.shape) : view_of(loss, Shape{});
-  call.scale = scale.data_ptr();
-  const int64_t workspace_bytes = pointwise_workspace_bytes(call, context.executor());
-  if (workspace_bytes > 0) {
-    workspace = torch::stable::new_empty(input, {workspace_bytes}, ScalarType::Byte);
-    call.workspace = workspace.data_ptr();
-  }
-  throw_if_bad(launch_sigmoid_focal_fwd(call, args.options(), context.executor()),
-               call.num_classes);
-  return {loss, scale, grad};
+  const PointwiseTensors tensors{input, target, alpha, weight, normalizer};
+  const PointwiseCall call = make_call(tensors, alpha_value, ignore_index);
+  const PointwiseOutputs out = pointwise_forward<Context>(
+      call, tensors, FocalOptions{gamma, label_smoothing}, normalizer_value, reduction, with_grad);
+  throw_if_bad(out.report, call.num_classes);
+  return {out.loss, out.scale, out.grad};
 }
 
 template <class Context>
@@ -98,20 +43,9 @@ Tensor sigmoid_focal_bwd(Tensor grad_output, Tensor scale, Tensor input, Tensor 
                          std::optional<Tensor> alpha, std::optional<Tensor> weight,
                          double alpha_value, double gamma, int64_t ignore_index,
                          double label_smoothing) {
-  STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(input),
-                  "sigmoid_focal_bwd: grad_output has not the dtype of the loss");
-  check_same_device(input, grad_output);
-  const Arguments args{input,           target,      alpha, weight,
-                       std::nullopt,    alpha_value, gamma, ignore_index,
-                       label_smoothing, 0.0,         0};
-  PointwiseCall call = make_call(args);
-  const Context context(input);
-  Tensor grad = empty_as(input, input.scalar_type());
-  call.grad_output = view_of(grad_output, call.shape);
-  call.grad = view_of(grad, call.shape);
-  call.scale = accumulator_scalar(scale, input);
-  launch_sigmoid_focal_bwd(call, args.options(), context.executor());
-  return grad;
+  const PointwiseTensors tensors{input, target, alpha, weight, std::nullopt};
+  return pointwise_backward<Context>(make_call(tensors, alpha_value, ignore_index), grad_output,
+                                     scale, input, FocalOptions{gamma, label_smoothing});
 }
 
 }  // namespace

@@ -84,6 +84,10 @@ def _margin(**margins: float) -> Loss:
     )
 
 
+def _smooth_l1(beta: float) -> Loss:
+    return lambda x: fusedloss.smooth_l1_loss(x, torch.zeros_like(x), beta=beta, reduction="none")
+
+
 REGION = 64
 
 
@@ -116,6 +120,12 @@ def draw_all(folder: Path) -> None:
         row,
         sweep(-4, 10),
         [(f"gamma {g:g}", _softmax_focal(g)) for g in (0.0, 0.5, 1.0, 2.0)],
+    )
+    draw(
+        folder / "boxes.svg",
+        "difference of prediction and target",
+        sweep(-2, 2),
+        [("L1, beta 0" if not b else f"beta {b:g}", _smooth_l1(b)) for b in (0.0, 0.11, 0.5, 1.0)],
     )
     draw(
         folder / "cross_entropy.svg",

@@ -22,14 +22,14 @@ def traffic_rows() -> list[dict[str, Any]]:
     module = load_testing_module()
     rows = []
     workloads = [
-        ("sigmoid focal", cuda_traffic.WORKLOADS),
+        ("pointwise", cuda_traffic.WORKLOADS),
         ("row softmax", cuda_traffic.ROW_WORKLOADS),
         ("regions", cuda_traffic.REGION_WORKLOADS),
         ("mining", cuda_traffic.MINING_WORKLOADS),
     ]
     for kernel, workload in ((name, w) for name, some in workloads for w in some):
         pointwise = isinstance(workload, cuda_traffic.Workload)
-        size = f"{cuda_traffic.ROWS}x{cuda_traffic.CLASSES} " if pointwise else ""
+        size = f"{workload.target.size(0)}x{workload.classes} " if pointwise else ""
         for t in cuda_traffic.measure(module, workload):
             if not t.least:
                 continue

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from emulated import CrossEntropy, MarginSoftmax, SigmoidFocal, SoftmaxFocal
+from emulated import CrossEntropy, MarginSoftmax, SigmoidFocal, SmoothL1, SoftmaxFocal
 from emulated_mining import MinedBinaryCrossEntropy, MinedCrossEntropy, Wanted
 from emulated_regions import ElementRegions, SoftmaxRegions, emulated_regions
 from torch import Tensor
@@ -19,20 +19,23 @@ functional = torch.nn.functional
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits ``[ROWS, CLASSES]`` of one dtype with one kind of target."""
+    """Logits of one dtype, rows of one width, with one kind of target."""
 
     name: str
     dtype: torch.dtype
     target: Tensor
     reduction: str = "mean"
+    loss: Callable[..., SigmoidFocal | SmoothL1] = SigmoidFocal
+    classes: int = CLASSES
+    options: dict[str, Any] = field(default_factory=dict)
 
     def input(self) -> Tensor:
         """The logits."""
-        return torch.randn(ROWS, CLASSES).to(self.dtype)
+        return torch.randn(self.target.size(0), self.classes).to(self.dtype)
 
-    def kernel(self, module: ModuleType, x: Tensor) -> SigmoidFocal:
+    def kernel(self, module: ModuleType, x: Tensor) -> SigmoidFocal | SmoothL1:
         """The loss on the emulator."""
-        return SigmoidFocal(module, x, self.target, reduction=self.reduction)
+        return self.loss(module, x, self.target, reduction=self.reduction, **self.options)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def class_indices(rows: int, classes: int) -> Tensor:
 
 _INDICES = class_indices(ROWS, CLASSES)
 _DENSE = torch.zeros(ROWS, CLASSES)
+_BOXES, _WEIGHT = torch.zeros(40 * ROWS, 4), torch.rand(40 * ROWS, 1)
 WORKLOADS = [
     Workload("index int64, fp32", torch.float32, _INDICES),
     Workload("index int64, bf16", torch.bfloat16, _INDICES),
@@ -184,6 +188,15 @@ WORKLOADS = [
     Workload("dense uint8, bf16", torch.bfloat16, _DENSE.to(torch.uint8)),
     Workload("dense fp32, none", torch.float32, _DENSE, "none"),
     Workload("dense bool, bf16, none", torch.bfloat16, _DENSE.bool(), "none"),
+    *(
+        Workload(f"boxes, {name}", dtype, _BOXES.to(dtype), "mean", SmoothL1, 4, options)
+        for name, dtype, options in (
+            ("fp32", torch.float32, {}),
+            ("bf16", torch.bfloat16, {}),
+            ("fp32, weights", torch.float32, {"weight": _WEIGHT}),
+            ("bf16, weights", torch.bfloat16, {"weight": _WEIGHT}),
+        )
+    ),
 ]
 
 
@@ -382,7 +395,7 @@ def measure(module: ModuleType, workload: AnyWorkload) -> list[Traffic]:
         return _measure_mining(module, workload)
     x = workload.input()
     kernel = workload.kernel(module, x)
-    target = kernel.target
+    given = (kernel.target, workload.options.get("weight"))
     upstream = torch.ones((), dtype=kernel.dtype)
     module.configure(count=True, race_check=False, seed=3)
     passes = []
@@ -390,15 +403,15 @@ def measure(module: ModuleType, workload: AnyWorkload) -> list[Traffic]:
     module.reset_counters()
     loss, scale, _ = kernel.forward(with_grad=False)
     saved = kernel.saved
-    passes.append(_taken(module, workload, "forward", _bytes(x, target, loss, saved)))
+    passes.append(_taken(module, workload, "forward", _bytes(x, *given, loss, saved)))
     module.reset_counters()
     grad = kernel.backward(upstream, scale)
-    passes.append(_taken(module, workload, "backward", _bytes(x, target, grad, saved)))
+    passes.append(_taken(module, workload, "backward", _bytes(x, *given, grad, saved)))
 
     module.reset_counters()
     loss, scale, written = kernel.forward(with_grad=True)
     assert written is not None
-    least = _bytes(x, target, loss, written)
+    least = _bytes(x, *given, loss, written)
     passes.append(_taken(module, workload, "forward+grad", least))
     module.reset_counters()
     kernel.scaled(written, upstream, scale)

@@ -227,41 +227,73 @@ class _EmulatedLoss:
         return True
 
 
-class SigmoidFocal(_EmulatedLoss):
-    """Sigmoid focal loss."""
+class _EmulatedElements(_EmulatedLoss):
+    """A loss of the pointwise engine. `operator` and `numbers` are what its launchers are bound by."""
 
-    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+    operator: str
+    numbers: tuple[float, ...]
+
+    def __init__(
+        self,
+        module: ModuleType,
+        input: Tensor,
+        target: Tensor,
+        side: Tensor | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(module, input, target, **options)
-        self.gamma = float(options.get("gamma", 2.0))
-        alpha = options.get("alpha", 0.25)
-        self.alpha = alpha.to(self.dtype) if isinstance(alpha, Tensor) else None
-        self.weight = options.get("weight")
-        self.inputs += [self.alpha, self.weight]
         indexed = target.dim() != input.dim()
         sizes = list(input.shape)
-        target_view = _view(target, sizes)
-        if indexed:
-            target_view = (target.data_ptr(), DTYPES.index(target.dtype), [*target.stride(), 0])
+        target_view = _view(target, sizes) if not indexed else _index_view(target)
         self.call |= {
             "class_dim": len(sizes) - 1 if indexed else -1,
             "target": target_view,
-            "side_value": -1.0 if alpha is None or self.alpha is not None else float(alpha),
+            "side_value": 0.0,
             "num_classes": sizes[-1] if indexed else 1,
             "indexed": indexed,
         }
-        if self.alpha is not None:
-            self.call["side"] = _view(self.alpha, sizes)
-        if self.weight is not None:
-            self.call["weight"] = _view(self.weight, sizes)
+        for name, operand in (("side", side), ("weight", options.get("weight"))):
+            self.inputs.append(operand)
+            if operand is not None:
+                self.call[name] = _view(operand, sizes)
 
     def launch(self, direction: str, call: dict[str, Any]) -> None:
-        getattr(self.module, f"sigmoid_focal_{direction}")(call, self.gamma, self.smoothing)
+        getattr(self.module, f"{self.operator}_{direction}")(call, *self.numbers)
 
     def workspace_bytes(self, call: dict[str, Any]) -> int:
         return int(self.module.pointwise_workspace_bytes(call))
 
     def empty_loss(self) -> Tensor:
         return _grad_like(self.input.to(self.dtype))
+
+
+def _index_view(target: Tensor) -> View:
+    return (target.data_ptr(), DTYPES.index(target.dtype), [*target.stride(), 0])
+
+
+class SigmoidFocal(_EmulatedElements):
+    """Sigmoid focal loss."""
+
+    operator = "sigmoid_focal"
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        alpha = options.get("alpha", 0.25)
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        side = alpha.to(dtype) if isinstance(alpha, Tensor) else None
+        super().__init__(module, input, target, side, **options)
+        self.numbers = (float(options.get("gamma", 2.0)), self.smoothing)
+        self.call["side_value"] = -1.0 if alpha is None or side is not None else float(alpha)
+
+
+class SmoothL1(_EmulatedElements):
+    """Smooth L1 loss; L1 loss with `beta` 0."""
+
+    operator = "smooth_l1"
+
+    def __init__(self, module: ModuleType, input: Tensor, target: Tensor, **options: Any) -> None:
+        super().__init__(module, input, target, **options)
+        self.numbers = (float(options.get("beta", 1.0)),)
+        self.call["counts_all"] = True
 
 
 TERMS = {"none": 0, "uniform": 1, "weights": 2, "probabilities": 3}

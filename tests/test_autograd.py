@@ -201,6 +201,7 @@ CHEAP_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 ALL_CHECKS = (*CHEAP_CHECKS, "test_aot_dispatch_dynamic")
 TRACED = {
     *("focal-index", "focal-none", "focal-channels-last", "focal-soft", "focal-scalar"),
+    *("smooth_l1-boxes", "smooth_l1-none", "smooth_l1-channels-last", "l1-plain"),
     *("ce-7-classes", "ce-none-3d", "ce-channels-last", "ce-soft-weight", "ce-z-weight-mean"),
     *("ce-no-batch", "softmax-focal-no-batch", "softmax-focal-channels-last"),
     *("softmax-focal-none-3d", "softmax-focal-alpha-smoothing"),
@@ -256,6 +257,9 @@ def compiled_functions() -> dict[str, Callable[..., Tensor]]:
         "module": lambda x, label, soft, weight: module(
             torch.tanh(x) * 3, label, normalizer=(label >= 0).sum()
         ),
+        "boxes": lambda x, label, soft, weight: fusedloss.smooth_l1_loss(
+            x, soft, weight=weight, normalizer=(label >= 0).sum()
+        ),
         "ce": lambda x, label, soft, weight: fusedloss.cross_entropy(
             x, label, ignore_index=-1, z_loss=0.1
         ),
@@ -292,7 +296,7 @@ def compile_inputs(rows: int) -> tuple[Tensor, ...]:
     return torch.randn(rows, 5, generator=g), label, soft, weight
 
 
-COMPILED = ["ce", "ce soft", "ce module", "nll", "softmax focal", "arcface", "margin"]
+COMPILED = ["boxes", "ce", "ce soft", "ce module", "nll", "softmax focal", "arcface", "margin"]
 
 
 @each_schedule
@@ -360,6 +364,7 @@ def saved_storages(*inputs: Tensor | None) -> Iterator[dict[int, int]]:
 MEMORY_CASES = [
     *("focal-index", "focal-none", "focal-soft", "focal-weight-elementwise"),
     *("focal-channels-last", "focal-normalizer-tensor"),
+    *("smooth_l1-plain", "smooth_l1-none", "l1-boxes"),
     *("ce-91-classes", "ce-2x19x527", "ce-none-3d", "ce-channels-last", "ce-weight-uniform-mean"),
     *("ce-z-weight-mean", "ce-soft-weight", "ce-soft-2x19x5", "ce-soft-channels-last"),
     *("softmax-focal-91-classes", "softmax-focal-2x19x527", "softmax-focal-alpha-smoothing"),
@@ -382,12 +387,12 @@ def test_memory_kept_for_backward(name: str, dtype: torch.dtype, schedule: str) 
     number = 8 if dtype == torch.float64 else 4
     if schedule == "forward":  # the gradient, and nothing of each row
         assert sizes.pop() == x.numel() * x.element_size()
-    elif case.loss is not SIGMOID_FOCAL:  # up to three numbers of each row
+    elif not case.loss.elements:  # up to three numbers of each row
         rows = x.numel() // x.size(case.loss.class_dim(x.dim()))
         assert rows * number <= sizes.pop() <= 3 * rows * number
     # Class weights are converted to the arithmetic's dtype once.
     if any(side.numel() > 1 and side.dtype.itemsize != number for side in sides):
-        assert case.loss is SIGMOID_FOCAL or sizes.pop() <= x.size(1) * number
+        assert case.loss.elements or sizes.pop() <= x.size(1) * number
     assert all(size <= 16 for size in sizes), f"kept {sizes} bytes beside the inputs"
     assert len(sizes) <= 2
     loss.sum().backward()

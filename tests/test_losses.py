@@ -114,7 +114,13 @@ ORDERED = [
     *("ce-soft-2x1001", "softmax-focal-many-rows", "softmax-focal-2x19x527"),
     *("margin-many-rows", "margin-21841-classes", "margin-2x19x527"),
     *("dice-many-rows", "dice-ce-many-pixels", "dice-ce-multilabel-many"),
-    *("ohem-many-rows", "topk-many-pixels", "balanced-many", "negatives-two-large"),
+    *(
+        "smooth_l1-long",
+        "ohem-many-rows",
+        "topk-many-pixels",
+        "balanced-many",
+        "negatives-two-large",
+    ),
 ]
 
 

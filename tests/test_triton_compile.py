@@ -122,6 +122,7 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     one, scale = torch.ones(()), torch.ones(2)
     saved = torch.empty(3, *pixels.shape)
     dense = torch.rand(IMAGES)
+    boxes, factor = torch.empty(VECTORS), torch.empty(VECTORS[0], 1)
     focal = (None, None, 0.25, 2.0, -100, 0.0)
     margins = (None, None, None, 64.0, 1.0, 0.5, 0.0, False, True, False, 0.0, float("inf"), -100)
     regions = (0, 0.0, 0.0, False, 0.0, 1.0, False, False, -100)
@@ -144,6 +145,8 @@ def losses(ops: Any, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             image, dense, None, None, None, *focal[2:], 0.0, 2, True
         ),
         "focal, backward": lambda: ops.sigmoid_focal_bwd(one, scale, image, dense, *focal),
+        "boxes": lambda: ops.smooth_l1_fwd(vectors, boxes, None, None, 1.0, 0.0, 2, True),
+        "boxes, backward": lambda: ops.smooth_l1_bwd(one, scale, vectors, boxes, factor, 1.0),
         "scale": lambda: ops.scale_gradient(image, one, scale),
         "dice": lambda: ops.softmax_regions_fwd(
             image, pixels, None, None, *OVERLAP, 1.0, *regions, 2, True, False

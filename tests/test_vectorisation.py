@@ -39,6 +39,8 @@ class Loop:
 LOOPS = (
     # 3 passes x 5 exponents x float, float16 and bfloat16
     Loop("sigmoid focal", r"evaluate_block.*SigmoidFocalIf", 45, 20),
+    # 3 passes x float, float16 and bfloat16
+    Loop("smooth L1", r"evaluate_block.*SmoothL1If", 9, 3),
     # no terms, uniform and weighted ones, each with and without the exponentials kept
     Loop("sums along pixels", r"11pixels_sums.*Lb[01]Ef", 6, 10, True),
     Loop("sums along pixels, probabilities", r"pixels_probability_sums.*Lb[01]Ef", 2, 10),

@@ -2,6 +2,8 @@
 // describes one call to any backend.
 #pragma once
 
+#include <limits>
+
 #include "layout.h"
 #include "loss_call.h"
 
@@ -42,8 +44,9 @@ struct PointwiseCall {
   int64_t ignore_index;
   double ignored_target;  // the same, as dense targets hold it; set by simplify_call
   int64_t num_classes;
-  bool indexed;   // targets are class indices
-  bool prescale;  // the gradient written in forward already carries 1/divisor of the mean
+  bool indexed;     // targets are class indices
+  bool counts_all;  // no dense target means "ignored", and the mean over nothing is NaN, not 0
+  bool prescale;    // the gradient written in forward already carries 1/divisor of the mean
   Reduction reduction;
 
   DType accumulator() const {
@@ -62,7 +65,8 @@ inline double as_stored(int64_t value, DType dtype) {
 
 // Brings a call into the form that the engines walk.
 inline void simplify_call(PointwiseCall& call) {
-  call.ignored_target = as_stored(call.ignore_index, call.target.dtype);
+  call.ignored_target = call.counts_all ? std::numeric_limits<double>::quiet_NaN()
+                                        : as_stored(call.ignore_index, call.target.dtype);
   TensorView* views[] = {&call.logits, &call.target,      &call.side, &call.weight,
                          &call.grad,   &call.grad_output, &call.loss};
   simplify(call.shape, views, 7);

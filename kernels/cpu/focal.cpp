@@ -1,15 +1,14 @@
-// Sigmoid focal loss on the CPU: the functor's instantiations.
-#include "focal.h"
+// Sigmoid focal loss on the CPU.
+#include "../loss/focal.h"
 
 #include "pointwise.h"
 
 namespace fusedloss {
-namespace {
 
-// Calls run(functor) with the functor for this exponent: the small integers are compiled in, so
-// that they cost multiplications; every other exponent takes a logarithm and an exponential.
+// The small integer exponents are compiled in, so that they cost multiplications; every other one
+// takes a logarithm and an exponential.
 template <class T, class Run>
-auto with_power(const FocalOptions& options, const Run& run) {
+static auto with_functor(const FocalOptions& options, const Run& run) {
   const auto with = [&](auto power) {
     return run(SigmoidFocal<T, decltype(power)>(options, power));
   };
@@ -20,24 +19,8 @@ auto with_power(const FocalOptions& options, const Run& run) {
   return with(RealPower<T>{static_cast<T>(options.gamma)});
 }
 
-}  // namespace
-
-LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                     const cpu::Threads& threads) {
-  return with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    return with_power<Accumulator<X>>(
-        options, [&](const auto& loss) { return cpu::pointwise_forward<X>(call, loss, threads); });
-  });
-}
-
-void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
-                              const cpu::Threads& threads) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    with_power<Accumulator<X>>(
-        options, [&](const auto& loss) { cpu::pointwise_backward<X>(call, loss, threads); });
-  });
-}
+template LabelReport launch_pointwise_fwd(const PointwiseCall&, const FocalOptions&,
+                                          const cpu::Threads&);
+template void launch_pointwise_bwd(const PointwiseCall&, const FocalOptions&, const cpu::Threads&);
 
 }  // namespace fusedloss

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../core/pointwise.h"
+#include "pointwise_calls.h"
 #include "stage.h"
 #include "tasks.h"
 
@@ -114,6 +115,7 @@ class PointwiseReader {
   void read_dense_target(int64_t begin, int64_t count, BlockBuffers<X, T>& buffers,
                          BlockInputs<X, T>& in) const {
     in.target = target_.read(begin, count, buffers.target, true);
+    if (call_.counts_all) return;
     const T ignored = static_cast<T>(call_.ignored_target);
     const int64_t matches = count_equal(in.target, ignored, count);
     if (matches == 0) return;
@@ -296,7 +298,7 @@ LabelReport pointwise_forward(PointwiseCall call, const Loss& loss, const Thread
   const double divisor = !mean                  ? 1.0
                          : has_normalizer(call) ? given_divisor<T>(call)
                                                 : static_cast<double>(total.valid);
-  const bool nothing = mean && total.valid == 0;  // the mean of nothing is 0, with zero gradient
+  const bool nothing = mean && total.valid == 0 && !call.counts_all;  // 0, with zero gradient
   if (call.reduction != Reduction::kNone)
     *static_cast<T*>(call.loss.data) = static_cast<T>(nothing ? 0.0 : total.loss / divisor);
   *static_cast<T*>(call.scale) = static_cast<T>(nothing ? 0.0 : expected / divisor);
@@ -320,3 +322,34 @@ void pointwise_backward(PointwiseCall call, const Loss& loss, const Threads& thr
 }
 
 }  // namespace fusedloss::cpu
+
+namespace fusedloss {
+
+// Calls run(functor) with the loss of these options in arithmetic of T. A loss with several
+// functors has an overload for its options.
+template <class T, class Options, class Run>
+auto with_functor(const Options& options, const Run& run) {
+  return run(options.template functor<T>());
+}
+
+template <class Options>
+LabelReport launch_pointwise_fwd(const PointwiseCall& call, const Options& options,
+                                 const cpu::Threads& threads) {
+  return with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    return with_functor<Accumulator<X>>(
+        options, [&](const auto& loss) { return cpu::pointwise_forward<X>(call, loss, threads); });
+  });
+}
+
+template <class Options>
+void launch_pointwise_bwd(const PointwiseCall& call, const Options& options,
+                          const cpu::Threads& threads) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    with_functor<Accumulator<X>>(
+        options, [&](const auto& loss) { cpu::pointwise_backward<X>(call, loss, threads); });
+  });
+}
+
+}  // namespace fusedloss

@@ -1,20 +1,19 @@
-// Sigmoid focal loss on CUDA: the functor's instantiations.
-#include "focal.h"
+// Sigmoid focal loss on CUDA.
+#include "../loss/focal.h"
 
 #include "pointwise_launch.cuh"
 
 namespace fusedloss {
 namespace {
 
-template <class T>
-SigmoidFocal<T, SwitchedPower<T>> functor(const FocalOptions& options) {
-  return {options, SwitchedPower<T>(options.gamma)};
-}
-
 // The forms that training uses. gamma = 2 is everyone's, and three instructions less than any.
 template <class T>
-struct Special {
+struct FocalForms {
   const FocalOptions& options;
+
+  SigmoidFocal<T, SwitchedPower<T>> general() const {
+    return {options, SwitchedPower<T>(options.gamma)};
+  }
 
   template <class Run>
   bool labels(const Run& run) const {
@@ -36,23 +35,12 @@ struct Special {
 
 }  // namespace
 
-LabelReport launch_sigmoid_focal_fwd(const PointwiseCall& call, const FocalOptions& options,
-                                     cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::pointwise_forward<X>(call, functor<Accumulator<X>>(options),
-                               Special<Accumulator<X>>{options}, stream);
-  });
-  return {};  // a bad label makes its row NaN; finding it here would wait for the device
+template <class T>
+static FocalForms<T> forms_of(const FocalOptions& options) {
+  return {options};
 }
 
-void launch_sigmoid_focal_bwd(const PointwiseCall& call, const FocalOptions& options,
-                              cudaStream_t stream) {
-  with_logit_type(call.logits.dtype, [&](auto zero) {
-    using X = decltype(zero);
-    cuda::pointwise_backward<X>(call, functor<Accumulator<X>>(options),
-                                Special<Accumulator<X>>{options}, stream);
-  });
-}
+template LabelReport launch_pointwise_fwd(const PointwiseCall&, const FocalOptions&, cudaStream_t);
+template void launch_pointwise_bwd(const PointwiseCall&, const FocalOptions&, cudaStream_t);
 
 }  // namespace fusedloss

@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x != 0) return;
   const bool mean = call.reduction == Reduction::kMean;
   const double divisor = true_divisor<T>(call, static_cast<double>(valid));
-  const bool nothing = mean && valid == 0;  // the mean of nothing is 0, with zero gradient
+  const bool nothing = mean && valid == 0 && !call.counts_all;  // 0, with zero gradient
   if (call.reduction != Reduction::kNone)
     *static_cast<T*>(call.loss.data) = static_cast<T>(nothing ? 0.0 : loss / divisor);
   const double expected = static_cast<double>(expected_divisor<T>(call, call.shape.numel()));

@@ -1,4 +1,5 @@
-// The pointwise engine on CUDA: sizes that the host needs before a launch.
+// The pointwise engine on CUDA: sizes that the host needs before a launch, and entry points for the
+// binding, which a loss instantiates for its options.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,5 +34,11 @@ inline int64_t pointwise_workspace_bytes(const PointwiseCall& call, cudaStream_t
   const int64_t blocks = (numel + cuda::kSmallestTile - 1) / cuda::kSmallestTile;
   return blocks * static_cast<int64_t>(sizeof(cuda::BlockTotals));
 }
+
+template <class Options>
+LabelReport launch_pointwise_fwd(const PointwiseCall& call, const Options& options,
+                                 cudaStream_t stream);
+template <class Options>
+void launch_pointwise_bwd(const PointwiseCall& call, const Options& options, cudaStream_t stream);
 
 }  // namespace fusedloss

@@ -100,10 +100,10 @@ struct TargetsTag {
   using type = Targets;
 };
 
-// `special.dense(run)` and `special.labels(run)` call `run` with the loss in its form for such
-// targets, or return false where there is none.
-template <Pass kPass, class X, class Special>
-bool try_plain(const PointwiseCall& call, const Special& special, cudaStream_t stream,
+// `forms.dense(run)` and `forms.labels(run)` call `run` with the loss in its form for such targets,
+// or return false where there is none; `forms.general()` serves all.
+template <Pass kPass, class X, class Forms>
+bool try_plain(const PointwiseCall& call, const Forms& forms, cudaStream_t stream,
                int64_t& blocks) {
   constexpr int V = kVectorBytes / static_cast<int>(sizeof(X));
   LinearPlan<Accumulator<X>> plan{};
@@ -121,8 +121,8 @@ bool try_plain(const PointwiseCall& call, const Special& special, cudaStream_t s
              plan, loss);
     };
   };
-  return dense ? special.dense(run(TargetsTag<DenseTargets<V, X>>{}))
-               : special.labels(run(TargetsTag<LabelTargets<V, X>>{}));
+  return dense ? forms.dense(run(TargetsTag<DenseTargets<V, X>>{}))
+               : forms.labels(run(TargetsTag<LabelTargets<V, X>>{}));
 }
 
 template <Pass kPass, int V, class X, class Loss>
@@ -137,14 +137,15 @@ bool try_linear(const PointwiseCall& call, const Loss& loss, cudaStream_t stream
 }
 
 // Launches the walk; returns its number of blocks.
-template <Pass kPass, class X, class Loss, class Special>
-int64_t walk(const PointwiseCall& call, const Loss& loss, const Special& special,
-             cudaStream_t stream) {
+template <Pass kPass, class X, class Forms>
+int64_t walk(const PointwiseCall& call, const Forms& forms, cudaStream_t stream) {
+  const auto loss = forms.general();
+  using Loss = std::decay_t<decltype(loss)>;
   constexpr int kFull = kVectorBytes / static_cast<int>(sizeof(X));
   int64_t blocks = 0;
   // Double is there for tests, not for speed.
   if constexpr (sizeof(X) < sizeof(double)) {
-    if (try_plain<kPass, X>(call, special, stream, blocks)) return blocks;
+    if (try_plain<kPass, X>(call, forms, stream, blocks)) return blocks;
   }
   const bool narrow_first = kFull > 2 && has_wider_operand(call, kFull);
   if (!narrow_first && try_linear<kPass, kFull, X>(call, loss, stream, blocks)) return blocks;
@@ -160,25 +161,69 @@ int64_t walk(const PointwiseCall& call, const Loss& loss, const Special& special
   return blocks;
 }
 
-template <class X, class Loss, class Special>
-void pointwise_forward(PointwiseCall call, const Loss& loss, const Special& special,
-                       cudaStream_t stream) {
-  using T = typename Loss::value_type;
+template <class X, class Forms>
+void pointwise_forward(PointwiseCall call, const Forms& forms, cudaStream_t stream) {
   simplify_call(call);
   const bool empty = call.shape.numel() == 0;
   int64_t blocks = 0;
   if (!empty)
-    blocks = call.grad.data != nullptr ? walk<Pass::kLossAndGrad, X>(call, loss, special, stream)
-                                       : walk<Pass::kLoss, X>(call, loss, special, stream);
+    blocks = call.grad.data != nullptr ? walk<Pass::kLossAndGrad, X>(call, forms, stream)
+                                       : walk<Pass::kLoss, X>(call, forms, stream);
   if (empty || call.reduction != Reduction::kNone)
-    launch("pointwise finish kernel", finish_kernel<T>, {1, kSumThreads}, stream, call, blocks);
+    launch("pointwise finish kernel", finish_kernel<Accumulator<X>>, {1, kSumThreads}, stream, call,
+           blocks);
 }
 
-template <class X, class Loss, class Special>
-void pointwise_backward(PointwiseCall call, const Loss& loss, const Special& special,
-                        cudaStream_t stream) {
+template <class X, class Forms>
+void pointwise_backward(PointwiseCall call, const Forms& forms, cudaStream_t stream) {
   simplify_call(call);
-  if (call.shape.numel() > 0) walk<Pass::kGrad, X>(call, loss, special, stream);
+  if (call.shape.numel() > 0) walk<Pass::kGrad, X>(call, forms, stream);
 }
+
+// A loss whose one functor serves dense targets, in every kernel.
+template <class Loss>
+struct DenseForm {
+  Loss loss;
+
+  const Loss& general() const { return loss; }
+  template <class Run>
+  bool labels(const Run&) const {
+    return false;
+  }
+  template <class Run>
+  bool dense(const Run& run) const {
+    run(loss);
+    return true;
+  }
+};
 
 }  // namespace fusedloss::cuda
+
+namespace fusedloss {
+
+// The forms of a loss in arithmetic of T. A loss with several has an overload for its options.
+template <class T, class Options>
+auto forms_of(const Options& options) {
+  const auto loss = options.template functor<T>();
+  return cuda::DenseForm<std::decay_t<decltype(loss)>>{loss};
+}
+
+template <class Options>
+LabelReport launch_pointwise_fwd(const PointwiseCall& call, const Options& options,
+                                 cudaStream_t stream) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    cuda::pointwise_forward<X>(call, forms_of<Accumulator<X>>(options), stream);
+  });
+  return {};  // a bad label makes its row NaN; finding it here would wait for the device
+}
+
+template <class Options>
+void launch_pointwise_bwd(const PointwiseCall& call, const Options& options, cudaStream_t stream) {
+  with_logit_type(call.logits.dtype, [&](auto zero) {
+    using X = decltype(zero);
+    cuda::pointwise_backward<X>(call, forms_of<Accumulator<X>>(options), stream);
+  });
+}
+
+}  // namespace fusedloss

@@ -108,6 +108,12 @@ __device__ __forceinline__ void load_logits(const X* from, X (&out)[V]) {
 template <int V, class T>
 __device__ __forceinline__ void store_vector(const T (&values)[V], T* to) {
   using W = Words<V, T>;
+  if constexpr (W::kCount == 1) {  // an array of one word came to lie in memory
+    typename W::type word;
+    memcpy(&word, values, W::kBytes);
+    *reinterpret_cast<typename W::type*>(to) = word;
+    return;
+  }
   typename W::type words[W::kCount];
   memcpy(words, values, W::kBytes);
 #pragma unroll

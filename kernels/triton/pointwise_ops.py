@@ -1,7 +1,9 @@
-"""The operators of sigmoid focal loss, and the scaling of gradients."""
+"""The operators of the pointwise engine's losses, and the scaling of gradients."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,21 +14,24 @@ import triton
 from .calls import accumulator, element_type, finish, grad_to_write
 from .launch import ELEMENT_WARPS, elements_block
 from .layout import Elements, broadcast_strides
-from .loss import focal
+from .loss import focal, smooth_l1
 from .pointwise import pointwise_kernel, scale_kernel
 from .row_softmax import PARTIALS
 
 
-class FocalCall:
-    """One call of the pointwise engine with the sigmoid focal loss, but for its outputs."""
+class PointwiseCall:
+    """One call of the pointwise engine, but for its outputs. Without an ``ignore_index`` every element
+    counts.
+    """
 
     def __init__(
-        self, input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
-        alpha_value: float, gamma: float, ignore_index: int, label_smoothing: float,
+        self, element: Any, numbers: tuple[float, ...], input: Tensor, target: Tensor,
+        weight: Tensor | None, side: Tensor | None = None, side_value: float = 0.0,
+        ignore_index: int | None = None,
     ) -> None:  # fmt: skip
-        self.input, self.target, self.alpha, self.weight = input, target, alpha, weight
-        self.alpha_value, self.ignore_index = alpha_value, ignore_index
-        self.numbers = focal.numbers(gamma, label_smoothing)
+        self.element, self.numbers = element, (*numbers, 0.0, 0.0, 0.0, 0.0)[:4]
+        self.input, self.target, self.weight = input, target, weight
+        self.side, self.side_value, self.ignore_index = side, side_value, ignore_index
         self.dtype = accumulator(input)
         self.indexed = target.dim() != input.dim()
 
@@ -41,7 +46,7 @@ class FocalCall:
             "BACKWARD": False, "WITH_LOSSES": False,
             **given,
         }  # fmt: skip
-        operands = [x, target, self.alpha, self.weight, arguments["grad_output"]]
+        operands = [x, target, self.side, self.weight, arguments["grad_output"]]
         operands += [arguments["loss"] if arguments["WITH_LOSSES"] else None, grad]
         strides = [broadcast_strides(operand, shape) for operand in operands]
         # Numbers the classes; keeps their dimension from being merged with others.
@@ -53,35 +58,34 @@ class FocalCall:
         block = elements_block(x.numel())
         names = ("x", "target", "side", "weight", "grad_output", "loss", "grad", "class")
         pointwise_kernel[(triton.cdiv(x.numel(), block),)](
-            x=x, target=target, side=x if self.alpha is None else self.alpha,
+            x=x, target=target, side=x if self.side is None else self.side,
             weight=x if self.weight is None else self.weight, grad=x if grad is None else grad,
             numel=x.numel(), sizes=elements.sizes,
             **{f"{name}_strides": of for name, of in zip(names, elements.strides, strict=True)},
-            n0=self.numbers[0], n1=self.numbers[1], n2=float(self.numbers[2]), n3=0.0,
-            side_value=float(self.alpha_value), ignored_target=self.ignored_target(),
-            ignore_index=self.ignore_index, classes=x.size(-1) if self.indexed else 1,
-            ELEMENT=focal.element, NDIM=elements.ndim, INDEXED=self.indexed,
-            HAS_SIDE=self.alpha is not None, HAS_WEIGHT=self.weight is not None,
+            **{f"n{i}": float(number) for i, number in enumerate(self.numbers)},
+            side_value=float(self.side_value), ignored_target=self.ignored_target(),
+            ignore_index=self.ignore_index or 0, classes=x.size(-1) if self.indexed else 1,
+            ELEMENT=self.element, NDIM=elements.ndim, INDEXED=self.indexed,
+            HAS_SIDE=self.side is not None, HAS_WEIGHT=self.weight is not None,
             WITH_GRAD=grad is not None, BLOCK=block, DTYPE=element_type(self.dtype),
             num_warps=ELEMENT_WARPS, **arguments,
         )  # fmt: skip
 
     def ignored_target(self) -> float:
         """What a dense target holds where somebody filled in the ignored value."""
+        if self.ignore_index is None:
+            return math.nan
         if self.indexed or not self.target.is_floating_point():
             return float(self.ignore_index)
         return float(torch.tensor(float(self.ignore_index)).to(self.target.dtype))
 
 
-def sigmoid_focal_fwd(
-    input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
-    normalizer: Tensor | None, alpha_value: float, gamma: float, ignore_index: int,
-    label_smoothing: float, normalizer_value: float, reduction: int, with_grad: bool,
+def forward(
+    call: PointwiseCall, normalizer: Tensor | None, normalizer_value: float, reduction: int,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See csrc/sigmoid_focal.cpp."""
-    call = FocalCall(
-        input, target, alpha, weight, alpha_value, gamma, ignore_index, label_smoothing
-    )
+    """Loss, scale and gradient; see csrc/pointwise.h."""
+    input = call.input
     grad, returned = grad_to_write(input, with_grad)
     none = reduction == 0
     loss = torch.empty_like(input, dtype=call.dtype)
@@ -96,17 +100,65 @@ def sigmoid_focal_fwd(
     call.launch(grad, loss=loss, partials=partials, WITH_LOSSES=none, scale=1.0 / expected)
     finish(
         partials[:programs], loss, scale, reduction, expected, normalizer, normalizer_value, False,
-        True,
+        call.ignore_index is not None,
     )  # fmt: skip
     return loss, scale[0].clone(), returned
 
 
-def sigmoid_focal_bwd(grad_output: Tensor, scale: Tensor, input: Tensor, *args: Any) -> Tensor:
+def backward(call: PointwiseCall, grad_output: Tensor, scale: Tensor) -> Tensor:
     """The gradient."""
-    grad = torch.empty_like(input)
-    call = FocalCall(input, *args)
+    grad = torch.empty_like(call.input)
     call.launch(grad, BACKWARD=True, grad_output=grad_output, scale_of_grad=scale)
     return grad
+
+
+def focal_call(
+    input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
+    alpha_value: float, gamma: float, ignore_index: int, label_smoothing: float,
+) -> PointwiseCall:  # fmt: skip
+    numbers = focal.numbers(gamma, label_smoothing)
+    return PointwiseCall(
+        focal.element, numbers, input, target, weight, alpha, alpha_value, ignore_index
+    )
+
+
+def sigmoid_focal_fwd(
+    input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
+    normalizer: Tensor | None, alpha_value: float, gamma: float, ignore_index: int,
+    label_smoothing: float, *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See csrc/sigmoid_focal.cpp."""
+    call = focal_call(
+        input, target, alpha, weight, alpha_value, gamma, ignore_index, label_smoothing
+    )
+    return forward(call, normalizer, *rest)
+
+
+def sigmoid_focal_bwd(grad_output: Tensor, scale: Tensor, *args: Any) -> Tensor:
+    """The gradient."""
+    return backward(focal_call(*args), grad_output, scale)
+
+
+def dense_loss(name: str, element: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The operators of a loss that ``DenseLoss`` of csrc/pointwise.h binds; `element` takes the same
+    numbers.
+    """
+
+    def fwd(
+        input: Tensor, target: Tensor, weight: Tensor | None, normalizer: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        *numbers, normalizer_value, reduction, with_grad = rest
+        call = PointwiseCall(element, tuple(numbers), input, target, weight)
+        return forward(call, normalizer, normalizer_value, reduction, with_grad)
+
+    def bwd(
+        grad_output: Tensor, scale: Tensor, input: Tensor, target: Tensor, weight: Tensor | None,
+        *numbers: float,
+    ) -> Tensor:  # fmt: skip
+        return backward(PointwiseCall(element, numbers, input, target, weight), grad_output, scale)
+
+    fwd.__name__, bwd.__name__ = f"{name}_fwd", f"{name}_bwd"
+    return fwd, bwd
 
 
 def _scale_into(grad: Tensor, grad_output: Tensor, scale: Tensor, out: Tensor) -> None:
@@ -137,6 +189,7 @@ def scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> None:
 OPERATORS = (
     sigmoid_focal_fwd,
     sigmoid_focal_bwd,
+    *dense_loss("smooth_l1", smooth_l1.element),
     scale_gradient,
     scale_gradient_,
 )

@@ -13,7 +13,7 @@ from .calls import FINISH_BLOCK, accumulator, add_parts, element_type, fewer_par
 from .launch import REGION_WARPS, rows_launch
 from .layout import Rows, to_write, with_strides
 from .loss import focal, nothing
-from .pointwise_ops import FocalCall
+from .pointwise_ops import focal_call
 from .region_finish import region_finish_kernel
 from .regions import SUMS, region_elements_kernel, region_rows_kernel
 from .row_ops import (
@@ -212,7 +212,7 @@ class RegionElements:
         first_class: int, ignore_index: int,
     ) -> None:  # fmt: skip
         is_focal = joined == 2
-        self.focal = FocalCall(
+        self.focal = focal_call(
             input, target, alpha, None, alpha_value if is_focal else -1.0,
             focal_gamma if is_focal else 0.0, ignore_index, label_smoothing,
         )  # fmt: skip
@@ -234,11 +234,11 @@ class RegionElements:
         launch = groups.launch
         arguments = {"grad_output": x, "scale_of_grad": x, "partials": x, "u_strides": (0, 0),
                      "BACKWARD": False, **given}  # fmt: skip
-        n0, n1, n2 = focal_call.numbers
+        n0, n1, n2, n3 = map(float, focal_call.numbers)
         region_elements_kernel[(groups.programs,)](
             x=x, target=target, side=x if self.alpha is None else self.alpha,
             grad=x if written is None else written,
-            n0=n0, n1=n1, n2=float(n2), n3=0.0, side_value=float(focal_call.alpha_value),
+            n0=n0, n1=n1, n2=n2, n3=n3, side_value=float(focal_call.side_value),
             ignored_target=focal_call.ignored_target(), ignore_index=focal_call.ignore_index,
             num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
             x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,

@@ -169,7 +169,7 @@ def finish_kernel(
             divisor = 0.0 * rows + normalizer_value
         nothing = rows == 0.0
     if WITH_LOSS:
-        extra = tl.where((total_by_row == 0.0) & ~nothing, 0.0, total_by_row / divisor_by_row)
+        extra = tl.where(total_by_row == 0.0, 0.0, total_by_row / divisor_by_row)
         value = total / divisor + extra
         if ZERO:
             value = tl.where(nothing, 0.0, value)

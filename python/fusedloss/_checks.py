@@ -168,6 +168,44 @@ def broadcastable(function: str, name: str, value: Tensor, input: Tensor) -> Non
         )
 
 
+def element_weight(function: str, value: Tensor | None, input: Tensor) -> Tensor | None:
+    """A factor of each element's loss, or None."""
+    if value is None:
+        return None
+    weight = tensor(function, "weight", value)
+    same_device(function, "weight", weight, input)
+    broadcastable(function, "weight", weight, input)
+    return weight
+
+
+def elementwise_target(function: str, input: Tensor, target: object) -> Tensor:
+    """A target of the input's shape."""
+    value = tensor(function, "target", target)
+    same_device(function, "target", value, input)
+    if value.shape != input.shape:
+        raise ValueError(
+            f"{function}: target has shape {tuple(value.shape)}, accepted are {tuple(input.shape)}"
+        )
+    return value
+
+
+def elements(
+    function: str,
+    input: object,
+    target: object,
+    weight: Tensor | None,
+    divisor: float | Tensor | None,
+    reduction_name: object,
+) -> tuple[Tensor, Tensor, None, Tensor | None, float | Tensor | None]:
+    """The arguments of a loss of elements, as `_pointwise.pointwise_loss` takes them."""
+    x = logits(function, input)
+    t = elementwise_target(function, x, target)
+    factor = element_weight(function, weight, x)
+    divisor = normalizer(function, divisor, x)
+    reduction(function, reduction_name)
+    return x, t, None, factor, divisor
+
+
 def number_or_vector(function: str, name: str, value: Tensor) -> None:
     """`value` has at most one dimension; whether its length fits is seen with the input."""
     tensor(function, name, value)

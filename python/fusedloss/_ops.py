@@ -55,20 +55,8 @@ def class_dim(input: Tensor) -> int:
     return 0 if input.dim() == 1 else 1
 
 
-def _fake_sigmoid_focal_fwd(
-    input: Tensor,
-    target: Tensor,
-    alpha: Tensor | None,
-    weight: Tensor | None,
-    normalizer: Tensor | None,
-    alpha_value: float,
-    gamma: float,
-    ignore_index: int,
-    label_smoothing: float,
-    normalizer_value: float,
-    reduction: int,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_pointwise_fwd(input: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    reduction, with_grad = given[-2:]
     dtype = accumulator_dtype(input.dtype)
     loss = torch.empty_like(input, dtype=dtype)
     if reduction != REDUCTIONS["none"]:
@@ -77,9 +65,7 @@ def _fake_sigmoid_focal_fwd(
     return loss, input.new_empty((), dtype=dtype), grad
 
 
-def _fake_sigmoid_focal_bwd(
-    grad_output: Tensor, scale: Tensor, input: Tensor, *_: object
-) -> Tensor:
+def _fake_pointwise_bwd(grad_output: Tensor, scale: Tensor, input: Tensor, *_: object) -> Tensor:
     return torch.empty_like(input)
 
 
@@ -225,8 +211,10 @@ def _fake_scale_gradient_(grad: Tensor, grad_output: Tensor, scale: Tensor) -> N
 
 if _library is not None:
     for _name, _fake in (
-        ("sigmoid_focal_fwd", _fake_sigmoid_focal_fwd),
-        ("sigmoid_focal_bwd", _fake_sigmoid_focal_bwd),
+        ("sigmoid_focal_fwd", _fake_pointwise_fwd),
+        ("sigmoid_focal_bwd", _fake_pointwise_bwd),
+        ("smooth_l1_fwd", _fake_pointwise_fwd),
+        ("smooth_l1_bwd", _fake_pointwise_bwd),
         ("cross_entropy_fwd", _fake_cross_entropy_fwd),
         ("cross_entropy_bwd", _fake_row_bwd),
         ("cross_entropy_fwd_", _fake_cross_entropy_fwd_),

@@ -11,6 +11,7 @@ from . import (
     mining,
     regions,
     sigmoid_focal,
+    smooth_l1,
     softmax_focal,
 )
 from .cross_entropy import CROSS_ENTROPY
@@ -40,6 +41,7 @@ __all__ = [
 LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL, MARGIN_SOFTMAX]
 CASES = [
     *sigmoid_focal.CASES,
+    *smooth_l1.CASES,
     *cross_entropy.CASES,
     *softmax_focal.CASES,
     *margin_softmax.CASES,

@@ -20,6 +20,7 @@ SIGMOID_FOCAL = Loss(
     "sigmoid_focal_bwd",
     classes_last=True,
     background=True,
+    elements=True,
 )
 
 

@@ -33,6 +33,7 @@ class Loss:
     cosines: bool = False  # of cosines in the place of logits
     schedules: tuple[str, ...] = ("recompute", "forward")  # when gradients can be computed
     regions: bool = False  # its losses are of regions, not of rows or elements
+    elements: bool = False  # of single elements: of a row nothing is saved
     mined: bool = False  # of all losses only some count
 
     def class_dim(self, dims: int) -> int:

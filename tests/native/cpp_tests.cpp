@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "../../kernels/core/layout.h"
-#include "../../kernels/cpu/focal.h"
+#include "../../kernels/cpu/pointwise_calls.h"
 #include "../../kernels/cpu/scale.h"
+#include "../../kernels/loss/focal.h"
 #include "cpp_tests.h"
 
 using namespace fusedloss;
@@ -57,7 +58,7 @@ void test_focal_values() {
   for (const auto& [rows, classes] :
        {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {513, 80}, {3, 20000}}) {
     Problem problem(rows, classes);
-    launch_sigmoid_focal_fwd(problem.call(), {2.0, 0.0}, plain_loop());
+    launch_pointwise_fwd(problem.call(), FocalOptions{2.0, 0.0}, plain_loop());
     double wanted = 0;
     for (int64_t i = 0; i < rows * classes; ++i)
       wanted += focal(problem.logits[i], problem.labels[i / classes] == i % classes, 0.25, 2.0);
@@ -69,8 +70,8 @@ void test_focal_values() {
 
 void test_same_bits_in_any_order() {
   Problem a(4001, 80), b(4001, 80);
-  launch_sigmoid_focal_fwd(a.call(), {2.0, 0.0}, plain_loop());
-  launch_sigmoid_focal_fwd(b.call(), {2.0, 0.0}, reversed_tasks());
+  launch_pointwise_fwd(a.call(), FocalOptions{2.0, 0.0}, plain_loop());
+  launch_pointwise_fwd(b.call(), FocalOptions{2.0, 0.0}, reversed_tasks());
   expect(a.loss == b.loss && a.grad == b.grad, "order of tasks changes nothing");
 }
 
@@ -78,7 +79,8 @@ void test_bad_label_is_reported() {
   Problem problem(50, 4);
   problem.labels[20] = 17;
   problem.labels[40] = 18;
-  const LabelReport report = launch_sigmoid_focal_fwd(problem.call(), {2.0, 0.0}, reversed_tasks());
+  const LabelReport report =
+      launch_pointwise_fwd(problem.call(), FocalOptions{2.0, 0.0}, reversed_tasks());
   expect(report.bad_label && report.label == 17, "the first bad label is reported");
 }
 
@@ -86,7 +88,7 @@ void test_ignored_rows_ignore_nan() {
   Problem problem(3, 5);
   problem.labels[1] = -100;
   for (int c = 0; c < 5; ++c) problem.logits[5 + c] = std::numeric_limits<float>::quiet_NaN();
-  launch_sigmoid_focal_fwd(problem.call(), {0.5, 0.0}, plain_loop());
+  launch_pointwise_fwd(problem.call(), FocalOptions{0.5, 0.0}, plain_loop());
   expect(std::isfinite(problem.loss), "a NaN logit in an ignored row has no effect");
   for (int c = 0; c < 5; ++c) expect(problem.grad[5 + c] == 0.0f, "ignored rows have no gradient");
 }

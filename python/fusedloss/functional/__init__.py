@@ -19,6 +19,7 @@ from .mining import (
 from .region_compounds import dice_cross_entropy_loss, dice_focal_loss
 from .regions import dice_loss, generalized_dice_loss, jaccard_loss, tversky_loss
 from .sigmoid_focal import sigmoid_focal_loss
+from .smooth_l1 import l1_loss, smooth_l1_loss
 from .softmax_focal import softmax_focal_loss
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "generalized_dice_loss",
     "hard_negative_mining_loss",
     "jaccard_loss",
+    "l1_loss",
     "linear_cross_entropy",
     "linear_margin_softmax_loss",
     "margin_softmax_loss",
@@ -40,6 +42,7 @@ __all__ = [
     "normface_loss",
     "ohem_cross_entropy_loss",
     "sigmoid_focal_loss",
+    "smooth_l1_loss",
     "softmax_focal_loss",
     "sphereface_loss",
     "topk_cross_entropy_loss",

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from .. import _backend, _checks, _ops, reference
-from .._autograd import FocalArguments, SigmoidFocal, differentiates
+from .. import _checks
+from .._pointwise import FocalArguments, ending, pointwise_loss
 
 
 def sigmoid_focal_loss(
@@ -67,14 +67,21 @@ def sigmoid_focal_loss(
     alpha, gamma, ignore_index, label_smoothing, reduction = check_sigmoid_focal_options(
         alpha, gamma, ignore_index, label_smoothing, reduction
     )
-    if weight is not None:
-        weight = _checks.tensor(name, "weight", weight)
-        _checks.same_device(name, "weight", weight, input)
-        _checks.broadcastable(name, "weight", weight, input)
+    weight = _checks.element_weight(name, weight, input)
     normalizer = _checks.normalizer(name, normalizer, input)
-    return _sigmoid_focal(
-        input, target, alpha, gamma, weight, ignore_index, label_smoothing, normalizer, reduction
+    if target.dim() != input.dim():
+        _checks.debug_labels(name, target, input.size(-1), ignore_index, background=True)
+    per_class = alpha if isinstance(alpha, Tensor) else None
+    if per_class is not None and input.dim() == 0:
+        per_class = per_class.reshape(())  # one number, like the input
+    arguments = FocalArguments(
+        -1.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
+        gamma,
+        ignore_index,
+        label_smoothing,
+        *ending(normalizer, reduction),
     )
+    return pointwise_loss(input, target, per_class, weight, normalizer, arguments)
 
 
 def check_sigmoid_focal_options(
@@ -94,57 +101,3 @@ def check_sigmoid_focal_options(
         reduction,
         (-math.inf, 1.0),
     )
-
-
-def _sigmoid_focal(
-    input: Tensor,
-    target: Tensor,
-    alpha: float | Tensor | None,
-    gamma: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    normalizer: float | Tensor | None,
-    reduction: str,
-) -> Tensor:
-    indexed = target.dim() != input.dim()
-    if indexed:
-        _checks.debug_labels(
-            "sigmoid_focal_loss", target, input.size(-1), ignore_index, background=True
-        )
-    if isinstance(alpha, Tensor) and input.dim() == 0:
-        alpha = alpha.reshape(())  # one number, like the input
-    normalizer = _ops.as_divisor(normalizer, input)
-    if differentiates(target, alpha, weight, normalizer) or not _backend.use_kernels(input):
-        return reference.sigmoid_focal_loss(
-            input,
-            target,
-            alpha=alpha,
-            gamma=gamma,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            normalizer=normalizer,
-            reduction=reduction,
-        )
-    arguments = FocalArguments(
-        alpha=-1.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
-        gamma=gamma,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        normalizer=normalizer if isinstance(normalizer, float) else 0.0,
-        reduction=_ops.REDUCTIONS[reduction],
-    )
-    if isinstance(alpha, Tensor):  # tiny; in the arithmetic's own dtype it takes the fast path
-        alpha = alpha.to(_ops.accumulator_dtype(input.dtype))
-    with_grad = differentiates(input) and _backend.gradient_in_forward(input)
-    loss: Tensor = SigmoidFocal.apply(
-        input,
-        target,
-        alpha if isinstance(alpha, Tensor) else None,
-        weight,
-        normalizer if isinstance(normalizer, Tensor) else None,
-        arguments,
-        with_grad,
-    )[0]
-    return loss

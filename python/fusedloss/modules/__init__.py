@@ -24,6 +24,7 @@ from .regions import (
     JaccardLoss,
     TverskyLoss,
 )
+from .smooth_l1 import L1Loss, SmoothL1Loss
 
 __all__ = [
     "ArcFaceLoss",
@@ -37,12 +38,14 @@ __all__ = [
     "GeneralizedDiceLoss",
     "HardNegativeMiningLoss",
     "JaccardLoss",
+    "L1Loss",
     "LabelSmoothingCrossEntropyLoss",
     "ModifiedSoftmaxLoss",
     "NLLLoss",
     "NormFaceLoss",
     "OHEMCrossEntropyLoss",
     "SigmoidFocalLoss",
+    "SmoothL1Loss",
     "SoftmaxFocalLoss",
     "SphereFaceLoss",
     "TopKCrossEntropyLoss",

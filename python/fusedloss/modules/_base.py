@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,4 +21,23 @@ class LossModule(nn.Module):
         return ", ".join(
             f"{name}=tensor[{value.numel()}]" if isinstance(value, Tensor) else f"{name}={value!r}"
             for name, value in self._options().items()
+        )
+
+
+class ElementLoss(LossModule):
+    """A loss of single elements."""
+
+    _function: Callable[..., Tensor]
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``input`` for ``target``, as the function of this name takes them."""
+        return self._function(
+            input, target, weight=weight, normalizer=normalizer, **self._options()
         )

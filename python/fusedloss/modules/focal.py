@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import functional
 from ..functional.sigmoid_focal import check_sigmoid_focal_options
 from ..functional.softmax_focal import check_softmax_focal_options
-from ._base import LossModule
+from ._base import ElementLoss, LossModule
 
 
 class _FocalLoss(LossModule):
@@ -35,11 +35,13 @@ class _FocalLoss(LossModule):
         self.reduction = reduction
 
 
-class SigmoidFocalLoss(_FocalLoss):
+class SigmoidFocalLoss(_FocalLoss, ElementLoss):
     """Sigmoid focal loss; options and shapes as in :func:`fusedloss.sigmoid_focal_loss`.
 
     A tensor ``alpha`` becomes a buffer: it moves with ``.to()`` and is saved with the module.
     """
+
+    _function = staticmethod(functional.sigmoid_focal_loss)
 
     def __init__(
         self,
@@ -53,19 +55,6 @@ class SigmoidFocalLoss(_FocalLoss):
         # Wrong options are refused here rather than at the first batch.
         check_sigmoid_focal_options(alpha, gamma, ignore_index, label_smoothing, reduction)
         super().__init__(alpha, gamma, ignore_index, label_smoothing, reduction)
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight: Tensor | None = None,
-        normalizer: float | Tensor | None = None,
-    ) -> Tensor:
-        """The loss of ``input`` (logits ``[..., C]``) for ``target``, dense or class indices."""
-        return functional.sigmoid_focal_loss(
-            input, target, weight=weight, normalizer=normalizer, **self._options()
-        )
 
 
 class SoftmaxFocalLoss(_FocalLoss):

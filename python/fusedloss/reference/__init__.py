@@ -25,6 +25,7 @@ from .regions import (
     tversky_loss,
 )
 from .sigmoid_focal import sigmoid_focal_loss
+from .smooth_l1 import smooth_l1_loss
 from .softmax_focal import softmax_focal_loss
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ohem_cross_entropy_loss",
     "region_loss",
     "sigmoid_focal_loss",
+    "smooth_l1_loss",
     "softmax_focal_loss",
     "topk_cross_entropy_loss",
     "tversky_loss",

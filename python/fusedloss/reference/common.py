@@ -29,6 +29,16 @@ def reduce(
     return torch.where(count > 0, total / normalizer, torch.zeros_like(total))
 
 
+def reduce_all(loss: Tensor, reduction: str, normalizer: Tensor | float | None) -> Tensor:
+    """The reduced loss where no element is ignored; a mean over nothing is NaN, as torch has it."""
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    return total / (loss.numel() if normalizer is None else normalizer)
+
+
 def along_classes(vector: Tensor, like: Tensor, dim: int, dims: int) -> Tensor:
     """A vector [C] in a shape that broadcasts over the logits, in the dtype of `like`."""
     return vector.to(like.dtype).reshape([-1 if d == dim else 1 for d in range(dims)])
