@@ -331,6 +331,7 @@ void run_block(uint3 index) {
   make_all_ready();
 #if defined(__SANITIZE_ADDRESS__)
   main_stack_low = nullptr;
+  fill_all_shared();
 #endif
   Thread* first = next_ready();
   void* context = fresh_context(first);

@@ -8,6 +8,10 @@
 
 #include "state.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace emu::internal {
 namespace {
 
@@ -83,7 +87,14 @@ void build_shared(const Module& module) {
 }
 
 void set_dynamic_bytes() {
-  for (Region* region : dynamic_regions) region->end = region->begin + g.dynamic_bytes;
+  for (Region* region : dynamic_regions) {
+    region->end = region->begin + g.dynamic_bytes;
+#if defined(__SANITIZE_ADDRESS__)
+    auto* memory = reinterpret_cast<char*>(region->begin);
+    __asan_unpoison_memory_region(memory, kOptInSharedLimit);
+    __asan_poison_memory_region(memory + g.dynamic_bytes, kOptInSharedLimit - g.dynamic_bytes);
+#endif
+  }
 }
 
 }  // namespace
@@ -161,6 +172,14 @@ void prepare_shared(const void* kernel, size_t dynamic_bytes) {
     build_shared(module);
   }
   set_dynamic_bytes();
+}
+
+void fill_shared(Region& region) {
+  std::memset(reinterpret_cast<void*>(region.begin), 0xFF, region.end - region.begin);
+}
+
+void fill_all_shared() {
+  for (const auto& [begin, region] : shared_regions) fill_shared(*region);
 }
 
 bool refresh_shared() {

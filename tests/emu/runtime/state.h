@@ -79,6 +79,8 @@ Region* nearest_region(uintptr_t address);  // for messages
 Region* find_shared(uintptr_t address);     // static variables and dynamic shared memory
 bool is_readable_constant(uintptr_t address, size_t size);
 void prepare_shared(const void* kernel, size_t dynamic_bytes);  // at the start of a launch
+void fill_shared(Region& region);                               // with 0xFF
+void fill_all_shared();
 bool refresh_shared();  // true where new thread-local storage appeared
 void mark_written(Region& region, uintptr_t address, size_t bytes);
 

@@ -44,6 +44,18 @@ __global__ void dynamic_shared_past_end_kernel(const __grid_constant__ Arguments
   static_cast<float*>(a.out)[threadIdx.x] = past_end[threadIdx.x];
 }
 
+__global__ void static_shared_past_end_kernel(const __grid_constant__ Arguments a) {
+  __shared__ float values[64];
+  values[threadIdx.x + a.k] = 1.0f;
+  __syncthreads();
+  static_cast<float*>(a.out)[threadIdx.x] = values[threadIdx.x];
+}
+
+// Where n is the largest int.
+__global__ void signed_overflow_kernel(const __grid_constant__ Arguments a) {
+  static_cast<int*>(a.out)[threadIdx.x] = static_cast<int>(a.n) + static_cast<int>(a.k);
+}
+
 __global__ void uninitialized_shared_kernel(const __grid_constant__ Arguments a) {
   __shared__ float values[64];
   if (threadIdx.x < a.k) values[threadIdx.x] = 1.0f;
@@ -125,6 +137,8 @@ Entries planted_bugs() {
       {"copy_four", copy_struct_kernel<Four>},
       {"copy_pair", copy_struct_kernel<Pair>},
       {"dynamic_shared_past_end", dynamic_shared_past_end_kernel},
+      {"static_shared_past_end", static_shared_past_end_kernel},
+      {"signed_overflow", signed_overflow_kernel},
       {"uninitialized_shared", uninitialized_shared_kernel},
       {"accumulate", accumulate_kernel},
       {"exit_before_barrier", exit_before_barrier_kernel},

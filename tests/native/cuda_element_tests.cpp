@@ -1,0 +1,127 @@
+// C++ tests of the pointwise engine on CUDA: each of its walks, and the scaling of a gradient.
+#include "../../kernels/cpu/focal.h"
+#include "../../kernels/cuda/focal.h"
+#include "cuda_tests.h"
+
+using namespace fusedloss;
+
+namespace {
+
+enum class Targets { kLabels, kDense, kWide };  // of the logits' type, or of float32
+
+template <class X>
+struct Elements {
+  Inputs<X> in;
+  Numbers<X> dense;
+  Numbers<float> wide, alpha, weight, upstream;
+
+  // Classes innermost, as class indices have them.
+  explicit Elements(Layout how)
+      : in(how, 3.0f),
+        dense(how.size(), how.shift),
+        wide(how.size()),
+        alpha(how.classes),
+        weight(how.size()),
+        upstream(how.size()) {
+    std::mt19937 random(7);
+    const auto unit = [&] { return static_cast<float>(random() % 101) / 100; };
+    for (X& t : dense) t = from<X>(unit());
+    for (float& x : alpha) x = unit();
+    for (Numbers<float>* numbers : {&wide, &weight, &upstream})
+      for (float& x : *numbers) x = unit();
+  }
+
+  PointwiseCall call(Targets targets, bool with_operands, Reduction reduction) {
+    const Layout& how = in.layout;
+    const bool indexed = targets == Targets::kLabels;
+    if (!indexed) in.replace_nan();
+    PointwiseCall made{};
+    made.shape = how.shape(indexed ? 1 : -1);
+    made.logits = how.view(in.logits);
+    made.target = indexed                     ? how.by_row(in.labels)
+                  : targets == Targets::kWide ? how.view(wide)
+                                              : how.view(dense);
+    if (with_operands) {
+      made.side = {alpha.data(), DType::kFloat32, {0, 1, 0}};
+      made.weight = how.view(weight);
+    }
+    made.side_value = 0.25;
+    made.ignore_index = kIgnored;
+    made.num_classes = indexed ? how.classes : 1;
+    made.indexed = indexed;
+    made.reduction = reduction;
+    return made;
+  }
+
+  template <class Executor>
+  Outcome run(PointwiseCall call, const FocalOptions& options, bool in_forward,
+              const Executor& executor) {
+    const Layout& how = in.layout;
+    const bool none = call.reduction == Reduction::kNone;
+    Numbers<X> grad(how.size(), how.shift);
+    Numbers<float> loss(none ? how.size() : 1), scale(1);
+    for (float& x : loss) x = 0;  // the gaps
+    Numbers<unsigned char> workspace(some(pointwise_workspace_bytes(call, kStream)));
+    call.loss = none ? how.view(loss) : loss.one();
+    call.scale = scale.data();
+    call.workspace = workspace.data();
+    call.prescale = in_forward;
+    if (in_forward) call.grad = how.view(grad);
+    launch_sigmoid_focal_fwd(call, options, executor);
+    const TensorView given = none ? how.view(upstream) : upstream.one();
+    if (in_forward) {
+      finish_gradient(how, grad, given, scale.data(), executor);
+    } else {
+      call.grad = how.view(grad);
+      call.grad_output = given;
+      launch_sigmoid_focal_bwd(call, options, executor);
+    }
+    Outcome out;
+    out.take(how, loss, grad);
+    return out;
+  }
+};
+
+template <class X>
+void test_focal(const Layout& how) {
+  Elements<X> elements(how);
+  for (const Targets targets : {Targets::kLabels, Targets::kDense, Targets::kWide})
+    for (const bool operands : {false, true})
+      for (const Reduction reduction : {Reduction::kMean, Reduction::kNone})
+        for (const FocalOptions& options : {FocalOptions{2.0, 0.0}, FocalOptions{1.5, 0.1}})
+          for (const bool in_forward : {false, true}) {
+            const PointwiseCall call = elements.call(targets, operands, reduction);
+            expect_same<X>(elements.run(call, options, in_forward, kStream),
+                           elements.run(call, options, in_forward, plain_loop()),
+                           "cuda: sigmoid focal");
+          }
+}
+
+// On a GPU a bad label makes its row NaN, and no other.
+void test_bad_labels() {
+  Elements<float> elements({20, 7, 1, true});
+  elements.in.labels[3] = 70;
+  elements.in.labels[11] = -7;
+  const PointwiseCall call = elements.call(Targets::kLabels, false, Reduction::kNone);
+  const Outcome out = elements.run(call, {2.0, 0.0}, false, kStream);
+  for (int64_t k = 0; k < 20 * 7; ++k) {
+    const bool bad = k / 7 == 3 || k / 7 == 11;
+    expect(std::isnan(out.loss[k]) == bad, "cuda: sigmoid focal of bad labels");
+  }
+}
+
+}  // namespace
+
+void test_cuda_elements() {
+  // One element; an odd number of classes; fewer than a vector; several blocks with a tail; other
+  // than contiguous; each of them past an aligned address.
+  for (const int64_t shift : {0, 1, 3})
+    for (const Layout& how : {Layout{1, 1, 1}, Layout{37, 19, 1}, Layout{50, 3, 1},
+                              Layout{151, 20, 1}, Layout{9, 5, 7}, Layout{9, 20, 1, true, 3}}) {
+      Layout shifted = how;
+      shifted.shift = shift;
+      test_focal<float>(shifted);
+      test_focal<BFloat16>(shifted);
+    }
+  test_bad_labels();
+}
