@@ -68,12 +68,12 @@ test: build cmake sanitize
 test-slow: build
 	FUSEDLOSS_LARGE=1 $(BIN)/python -m pytest tests/test_large.py $(PYTEST_ARGS)
 
-# The C++ tests under the address and undefined-behaviour sanitizers.
+# The C++ tests of the CPU's kernels and of the emulated CUDA kernels under the address and
+# undefined-behaviour sanitizers.
 sanitize: $(INSTALLED)
-	cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(BIN)/python \
-	  -DFUSEDLOSS_SANITIZE=address,undefined -DFUSEDLOSS_EMU_SELFTEST=OFF > /dev/null
-	cmake --build build/sanitize --target fusedloss_cpp_tests
-	ctest --test-dir build/sanitize --output-on-failure
+	cmake -S . -B build/sanitize -G Ninja -DFUSEDLOSS_SANITIZE=address,undefined > /dev/null
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure -j 2
 
 demo: build
 	$(BIN)/python -m fusedloss demo $(DEMO_ARGS)

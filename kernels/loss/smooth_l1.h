@@ -3,8 +3,7 @@
 // Girshick, "Fast R-CNN" (2015), with the width of the parabola as torch has it. With d = x - t:
 //
 //   L = w d^2 / (2 beta)       dL/dx = w d / beta        |d| < beta
-//   L = w (|d| - beta / 2)     dL/dx = w sign(d)         else; 0 at d = 0, which beta = 0 leaves
-//   here
+//   L = w (|d| - beta / 2)     dL/dx = w sign(d)         else (where beta = 0, d = 0 is here: 0)
 //
 // d / beta is at most 1 where it is used, and multiplied by d afterwards, so that nothing
 // underflows before the result does. A NaN goes the lower way and stays one.

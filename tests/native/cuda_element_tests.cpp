@@ -1,6 +1,8 @@
 // C++ tests of the pointwise engine on CUDA: each of its walks, and the scaling of a gradient.
-#include "../../kernels/cpu/focal.h"
-#include "../../kernels/cuda/focal.h"
+#include "../../kernels/cpu/pointwise_calls.h"
+#include "../../kernels/cuda/pointwise.h"
+#include "../../kernels/loss/focal.h"
+#include "../../kernels/loss/smooth_l1.h"
 #include "cuda_tests.h"
 
 using namespace fusedloss;
@@ -53,8 +55,8 @@ struct Elements {
     return made;
   }
 
-  template <class Executor>
-  Outcome run(PointwiseCall call, const FocalOptions& options, bool in_forward,
+  template <class Options, class Executor>
+  Outcome run(PointwiseCall call, const Options& options, bool in_forward,
               const Executor& executor) {
     const Layout& how = in.layout;
     const bool none = call.reduction == Reduction::kNone;
@@ -67,14 +69,14 @@ struct Elements {
     call.workspace = workspace.data();
     call.prescale = in_forward;
     if (in_forward) call.grad = how.view(grad);
-    launch_sigmoid_focal_fwd(call, options, executor);
+    launch_pointwise_fwd(call, options, executor);
     const TensorView given = none ? how.view(upstream) : upstream.one();
     if (in_forward) {
       finish_gradient(how, grad, given, scale.data(), executor);
     } else {
       call.grad = how.view(grad);
       call.grad_output = given;
-      launch_sigmoid_focal_bwd(call, options, executor);
+      launch_pointwise_bwd(call, options, executor);
     }
     Outcome out;
     out.take(how, loss, grad);
@@ -97,13 +99,27 @@ void test_focal(const Layout& how) {
           }
 }
 
+template <class X>
+void test_smooth_l1(const Layout& how) {
+  Elements<X> elements(how);
+  for (const Targets targets : {Targets::kDense, Targets::kWide})
+    for (const Reduction reduction : {Reduction::kMean, Reduction::kNone})
+      for (const double beta : {0.0, 0.7})
+        for (const bool in_forward : {false, true}) {
+          const PointwiseCall call = elements.call(targets, true, reduction);
+          expect_same<X>(elements.run(call, SmoothL1Options{beta}, in_forward, kStream),
+                         elements.run(call, SmoothL1Options{beta}, in_forward, plain_loop()),
+                         "cuda: smooth L1");
+        }
+}
+
 // On a GPU a bad label makes its row NaN, and no other.
 void test_bad_labels() {
   Elements<float> elements({20, 7, 1, true});
   elements.in.labels[3] = 70;
   elements.in.labels[11] = -7;
   const PointwiseCall call = elements.call(Targets::kLabels, false, Reduction::kNone);
-  const Outcome out = elements.run(call, {2.0, 0.0}, false, kStream);
+  const Outcome out = elements.run(call, FocalOptions{2.0, 0.0}, false, kStream);
   for (int64_t k = 0; k < 20 * 7; ++k) {
     const bool bad = k / 7 == 3 || k / 7 == 11;
     expect(std::isnan(out.loss[k]) == bad, "cuda: sigmoid focal of bad labels");
@@ -122,6 +138,8 @@ void test_cuda_elements() {
       shifted.shift = shift;
       test_focal<float>(shifted);
       test_focal<BFloat16>(shifted);
+      test_smooth_l1<float>(shifted);
+      test_smooth_l1<BFloat16>(shifted);
     }
   test_bad_labels();
 }
