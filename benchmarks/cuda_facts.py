@@ -33,17 +33,23 @@ NOT_TIMED = "not timed here"
 
 @dataclass(frozen=True)
 class FactBar:
-    """A limit on one figure of every row that has it: at most, or at least with `least`."""
+    """A limit on one figure of every row that has it: at most, or at least with `least`. With `kernel`,
+    of the rows of that kernel.
+    """
 
     figure: str
     limit: float
     least: bool = False
+    kernel: str = ""
 
 
 FACT_BARS: tuple[FactBar, ...] = (
     FactBar("traffic", 1.02),
     FactBar("full_sectors", 0.99, least=True),  # a block's 16 bytes of totals fill half of one
-    FactBar("launches", 2),
+    FactBar("launches", 2, kernel="pointwise"),
+    FactBar("launches", 2, kernel="row softmax"),
+    FactBar("launches", 3, kernel="regions"),
+    FactBar("launches", 4, kernel="mining"),
     FactBar("local_bytes", 8),  # what is spilled; an array of four halves is no spill
     FactBar("occupancy", 0.5, least=True),
     FactBar("occupancy_of_double", 0.25, least=True),
@@ -87,13 +93,17 @@ def evaluate(rows: Sequence[Row], bars: Sequence[FactBar] = FACT_BARS) -> list[V
     verdicts = []
     for bar in bars:
         found = [
-            (value, title(row)) for row in rows if (value := figure(row, bar.figure)) is not None
+            (value, title(row))
+            for row in rows
+            if bar.kernel in ("", row.get("kernel"))
+            and (value := figure(row, bar.figure)) is not None
         ]
         if not found:
             continue
         worst, where = min(found) if bar.least else max(found)
         good = operator.ge(worst, bar.limit) if bar.least else operator.le(worst, bar.limit)
-        words = f"CUDA {bar.figure} {'at least' if bar.least else 'at most'} {bar.limit:g}"
+        named = f"CUDA {bar.figure}{' of ' + bar.kernel if bar.kernel else ''}"
+        words = f"{named} {'at least' if bar.least else 'at most'} {bar.limit:g}"
         label = f"{words} in all of {len(found)}, worst in {where}"
         verdicts.append(Verdict(label, "PASS" if good else "FAIL", worst, bar.limit))
     return verdicts

@@ -249,7 +249,7 @@ def _start(args: argparse.Namespace, options: Options, selected: Sequence[Case])
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmarks. Returns 1 for a wrong contender or, with --check-bars, a failed bar; 130 where
-    it was interrupted, with what was measured until then in its files.
+    it was interrupted. What was measured until it ended early is in its files.
     """
     args = parser().parse_args(argv)
     args.command = shlex.join(
@@ -290,15 +290,21 @@ def _run(selected: Sequence[Case], args: argparse.Namespace) -> int:
     except timing.WrongResultError as error:
         progress.clear()
         print(f"STOPPED: {error}", file=sys.stderr)
+        _keep(args, out, f"stopped in {progress.title}: {error}; what follows was not run")
         return 1
     except KeyboardInterrupt:
         progress.clear()
         print("INTERRUPTED", file=sys.stderr)
-        if out.cases:  # else the files of an earlier run say more
-            out.warnings.append(f"interrupted: {progress.title} was not finished, nor what follows")
-            _finish(args, out)
+        _keep(args, out, f"interrupted: {progress.title} was not finished, nor what follows")
         return INTERRUPTED
     return _finish(args, out)
+
+
+def _keep(args: argparse.Namespace, out: Report, warning: str) -> None:
+    """Finishes a run that ended early, unless it measured nothing: an earlier run's files say more."""
+    if out.cases:
+        out.warnings.append(warning)
+        _finish(args, out)
 
 
 def _finish(args: argparse.Namespace, out: Report) -> int:

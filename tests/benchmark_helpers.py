@@ -23,7 +23,7 @@ GOOD = {
     "fusedloss": 5.0, "clone": 2.0, "products": 4.0,
 }  # fmt: skip
 FACTS: list[dict[str, Any]] = [
-    {"kernel": "focal", "pass": "forward", "launches": 2, "bytes_moved": 101,
+    {"kernel": "pointwise", "pass": "forward", "launches": 2, "bytes_moved": 101,
      "bytes_minimum": 100, "full_sectors": 1.0},
     {"kernel": "focal<float>", "arch": "sm_90", "registers": 40, "local_bytes": 16,
      "occupancy": 0.5},

@@ -192,3 +192,17 @@ def test_cuda_facts_of_a_wrong_form_are_refused(tmp_path: Path) -> None:
     path.write_text('{"kernel": 1}')
     with pytest.raises(ValueError, match="list of objects"):
         cuda_facts.load(path)
+
+
+def test_each_kernel_has_its_number_of_launches() -> None:
+    def row(kernel: str, launches: int) -> dict[str, object]:
+        return {"kernel": kernel, "workload": "w", "launches": launches}
+
+    documented = {"pointwise": 2, "row softmax": 2, "regions": 3, "mining": 4}
+    found = cuda_facts.evaluate([row(kernel, most) for kernel, most in documented.items()])
+    assert statuses(found) == {
+        f"CUDA launches of {kernel} at most {most} in all of 1, worst in {kernel} w": "PASS"
+        for kernel, most in documented.items()
+    }
+    found = cuda_facts.evaluate([row(kernel, most + 1) for kernel, most in documented.items()])
+    assert [verdict.status for verdict in found] == ["FAIL"] * 4

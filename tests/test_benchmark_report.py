@@ -163,7 +163,7 @@ def test_bars_and_cuda_figures_are_shown_as_they_were_judged() -> None:
         assert [float(row[2][1] or NAN) for row in rows] == [verdict.measured]
     assert "UNSAFE, other processes used 0.75 cores" in found.text
     assert "fails: CUDA local_bytes at most 8 in all of 1" in found.text
-    for cell in ("focal forward", "101", "1.010", "focal<float> sm_90", "40", "not timed here"):
+    for cell in ("pointwise forward", "101", "1.010", "focal<float> sm_90", "40", "not timed here"):
         assert any(text == cell for row in found.rows for text, _ in row), cell
 
 

@@ -20,7 +20,7 @@ import pytest
 from benchmark_helpers import GOOD, default_malloc, result, tiny_case  # noqa: F401
 from fusedloss import cli
 from fusedloss._files import replacing
-from fusedloss.benchmarks import cases, chart, report, run
+from fusedloss.benchmarks import cases, chart, report, run, timing
 from test_processes import LOSSES, same, step
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -136,18 +136,23 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 # --- the benchmark --------------------------------------------------------------------------------
 
 
-def bench_until(done: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit status of a run of three cases that is interrupted in the one after `done`."""
+def bench_until(
+    done: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: type[BaseException] = KeyboardInterrupt,
+) -> int:
+    """The exit status of a run of three cases that is ended in the one after `done`."""
     measured: list[str] = []
     measure = run.measure
 
-    def interrupted(ready: Any, *rest: Any) -> Any:
+    def ended(ready: Any, *rest: Any) -> Any:
         if len(measured) == done:
-            raise KeyboardInterrupt
+            raise how("mine is wrong")
         measured.append(ready.case.name)
         return measure(ready, *rest)
 
-    monkeypatch.setattr(run, "measure", interrupted)
+    monkeypatch.setattr(run, "measure", ended)
     three = [tiny_case(), tiny_case(index=False), tiny_case()]
     monkeypatch.setattr(cases, "select", lambda **_: three)
     arguments = ["--quick", "--no-compile", "--device", "cpu", "--check-bars"]
@@ -165,6 +170,16 @@ def test_an_interrupted_benchmark_writes_what_it_measured(
     output = capsys.readouterr()
     assert "INTERRUPTED" in output.err
     assert "Written to" in output.out
+
+
+def test_a_benchmark_that_a_wrong_result_stops_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_until(2, tmp_path, monkeypatch, timing.WrongResultError) == 1
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert len(content["cases"]) == 2
+    assert any("[3/3] tiny on cpu: mine is wrong" in warning for warning in content["warnings"])
+    assert "STOPPED: mine is wrong" in capsys.readouterr().err
 
 
 def test_interrupted_before_its_first_result_it_leaves_earlier_files(
