@@ -118,8 +118,10 @@ inline void set_backward(RowSoftmaxCall& call, const Tensor& input, const Tensor
   call.grad_output = grad_output.dim() == 0 ? view_of(grad_output, call.shape)
                                             : view_of_rows(grad_output, call.shape);
   call.scale = scale.data_ptr();
-  call.saved = view_of_rows(saved, call.shape, 1);
-  call.saved_stride = saved.stride(0);
+  if (saved_count > 0) {
+    call.saved = view_of_rows(saved, call.shape, 1);
+    call.saved_stride = saved.stride(0);
+  }
   call.grad = view_of(grad, call.shape);
 }
 

@@ -43,7 +43,10 @@ SoftmaxRegionOptions make_options(int64_t joined, double label_smoothing, bool s
   return {static_cast<Joined>(joined), {smoothing, smooth_others, 0.0}, {focal_gamma, smoothing}};
 }
 
-int64_t saved_count(const RowSoftmaxCall& call, const SoftmaxRegionOptions& options) {
+// `begins`: a gradient is begun.
+int64_t saved_count(const RowSoftmaxCall& call, const RegionCall& regions,
+                    const SoftmaxRegionOptions& options, bool begins) {
+  if (begins && few_classes_hold_all(call, regions, options)) return 0;
   return saved_numbers(call.terms, options.joined == Joined::kFocal);
 }
 
@@ -80,16 +83,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> softmax_regions_fwd(
   const RegionOutputs out = allocate_region_outputs(input, regions);
   call.scale = out.scale.data_ptr();
 
-  std::vector<int64_t> sizes{0};
-  if (with_saved) {
-    sizes = {saved_count(call, options), input.size(0)};
+  const int64_t count = with_saved ? saved_count(call, regions, options, begin_grad) : 0;
+  std::vector<int64_t> sizes{count};
+  if (count > 0) {
+    sizes.push_back(input.size(0));
     for (int d = 2; d < call.shape.ndim; ++d) sizes.push_back(call.shape.sizes[d]);
   }
   const auto allocate = [&](const std::vector<int64_t>& of, ScalarType type) {
     return torch::stable::new_empty(input, torch::headeronly::IntHeaderOnlyArrayRef(of), type);
   };
   Tensor saved = allocate(sizes, accumulator_of(input)), workspace;
-  if (with_saved) {
+  if (count > 0) {
     call.saved = view_of_rows(saved, call.shape, 1);
     call.saved_stride = saved.stride(0);
   }
@@ -124,7 +128,7 @@ void write_gradient(const Tensor& grad, const Tensor* begun, const Tensor& grad_
                                   static_cast<int64_t>(Reduction::kSum));
   // The incoming gradient is in the regions' call; scale stands in for it here.
   set_backward(call, input, torch::stable::select(scale, 0, 0), scale, saved,
-               saved_count(call, options), grad);
+               saved_count(call, regions, options, begun != nullptr), grad);
   call.grad_output = TensorView{};
   if (input.numel() == 0) return;
   regions.begun = begun != nullptr;

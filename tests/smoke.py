@@ -84,6 +84,8 @@ LOSSES: dict[str, tuple[Callable[[], Inputs], dict[str, Any]]] = {
     "topk_cross_entropy_loss": (image, {}),
     "balanced_bce_loss": (scores, {}),
     "hard_negative_mining_loss": (scores, {"dim": 1}),
+    "smooth_l1_loss": (scores, {"beta": 0.5}),
+    "l1_loss": (scores, {}),
 }
 COMPILED = [
     *("sigmoid_focal_loss", "cross_entropy", "arcface_loss", "linear_cross_entropy"),

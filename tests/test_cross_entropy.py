@@ -368,5 +368,5 @@ def test_operators_refuse_logits_that_they_would_misread() -> None:
         ops.cross_entropy_fwd(whole, label, None, 0.0, False, 0.0, -100, 2, False, True)
     with pytest.raises(RuntimeError, match="probabilities of an unsupported dtype"):
         ops.cross_entropy_fwd(torch.ones(4, 5), whole, None, 0.0, False, 0.0, -100, 2, False, True)
-    with pytest.raises(RuntimeError, match="logits of an unsupported dtype"):
+    with pytest.raises(RuntimeError, match="input of an unsupported dtype"):
         ops.sigmoid_focal_fwd(whole, label, None, None, None, 0.25, 2.0, -100, 0.0, 0.0, 2, True)

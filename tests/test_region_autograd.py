@@ -305,6 +305,38 @@ def test_begun_gradients(subject: Loss, kind: str, classes: int, layout: str) ->
     torch.testing.assert_close(first.double(), exact, rtol=4 * eps, atol=atol)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "class_weight"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("batch", [False, True], ids=["samples", "batch"])
+def test_a_begun_gradient_of_few_classes_holds_all(
+    classes: int, weighted: bool, batch: bool
+) -> None:
+    """Nothing is saved by row. Equal logits and far ones; rows left out, whatever they hold."""
+    subject = LOSSES["dice-ce", "softmax"]
+    generator = torch.Generator().manual_seed(classes)
+    x = 4 * torch.randn(2, classes, 5, 211, generator=generator)
+    target = torch.randint(0, classes, (2, 5, 211), generator=generator)
+    given: dict[str, Any] = {"batch": batch, "ignore_index": 0}
+    if weighted:
+        given["class_weight"] = torch.linspace(0.5, 2.0, classes)
+    rows = x.movedim(1, -1)
+    rows[0, 1] = 1.5
+    rows[0, 2] = torch.tensor([60.0, -60.0, 1.0, -1.0])[:classes]
+    rows[0, 3, :8] = math.nan
+    rows[0, 4, :8] = math.inf
+    target[0, 3:, :8] = 0
+    x.requires_grad_()
+    with saved_storages(x, target, *(v for v in given.values() if isinstance(v, Tensor))) as found:
+        loss = subject.function(x, target, **given)
+    loss.backward()
+    assert x.grad is not None
+    assert_gradient(x.grad, exact_gradient(x, target, torch.tensor(1.0), subject, **given))
+    assert not x.grad.movedim(1, -1)[0, 3:, :8].any()
+    begun, *small = sorted(found.values(), reverse=True)
+    assert begun == x.numel() * 4
+    assert sum(small) <= 8 * (2 * classes + 2) + 4 * classes
+
+
 @each_loss
 def test_without_grad_nothing_is_kept(subject: Loss) -> None:
     leaf, target = make(subject)

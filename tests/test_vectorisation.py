@@ -70,10 +70,10 @@ LOOPS = (
     Loop("elements' regions, sums", r"12element_sums.*ElementLossIf", 5, 3),
     Loop("elements' regions, gradient", r"16element_gradient.*ElementLossIf", 10, 3),
     # two to four classes, with nothing or cross entropy joined
-    # and whether forward has begun the gradient
     Loop("regions of few classes, exponentials", r"8few_expsILi[234]Ef", 3, 14, True),
-    Loop("regions of few classes, gradient", r"12few_gradientILi[234]ELb0Ef", 6, 20, True),
-    Loop("regions of few classes, begun gradient", r"12few_gradientILi[234]ELb1Ef", 6, 12, True),
+    Loop("regions of few classes, gradient", r"12few_gradientILi[234]Ef", 6, 20, True),
+    Loop("regions of few classes, sums of a begun gradient", r"9few_beginILi[234]E", 3, 4, True),
+    Loop("regions of few classes, begun gradient", r"10few_finishILi[234]E", 6, 12, True),
     # by the type of the logits and, for elements, by the loss and whether there is a mask
     Loop("mined rows, shares", r"10share_rowsIf", 1, 2, True),
     Loop("mined rows, coefficients", r"18mined_coefficientsIf", 1, 8),

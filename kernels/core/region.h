@@ -60,7 +60,9 @@ struct RegionCall {
   bool joined;
   // The CPU's: the call's logits are what forward left in the gradient's memory (its call's grad),
   // e^(x - max) of every class but the label's, whose place holds 0; and a row's first saved number
-  // is the label's logit less the maximum. Backward may write over what it reads.
+  // is the label's logit less the maximum. Where few_classes_hold_all() that number stands in the
+  // label's place, marked by its sign bit (a row that is left out has zeros), nothing is saved by
+  // row, and labels are not read again. Backward may write over what it reads.
   bool begun;
   Reduction reduction;
   void* loss;    // Reduction::kNone: a number for each region from first_class on (for each group

@@ -15,7 +15,7 @@
 
 namespace fusedloss::cpu {
 
-constexpr int64_t kFewestClasses = 2, kFewClassesInRegisters = 4;
+constexpr int32_t kSignBit = INT32_MIN;
 
 template <class T, class Loss>
 constexpr bool kCanBeFew = sizeof(T) == sizeof(float) && !Loss::kGradientNeedsSmooth;
@@ -46,18 +46,23 @@ FUSEDLOSS_HD PixelClasses<C, T> pixel_classes(const T* __restrict x, int64_t ste
   return at;
 }
 
-// The same from what forward kept of a begun gradient (core/region.h): `below` is the label's logit
-// less the maximum.
-template <int C, class T>
-FUSEDLOSS_HD PixelClasses<C, T> kept_classes(const T* __restrict kept, int64_t step, int64_t i,
-                                             T below, Label<T> label) {
-  PixelClasses<C, T> at;
-  at.logit = below;
-  at.own = exp_nonpositive(below);
+// The same from what forward left of a begun gradient (core/region.h). `logit` is less the maximum.
+template <int C>
+FUSEDLOSS_HD PixelClasses<C, float> begun_classes(const float* __restrict begun, int64_t step,
+                                                  int64_t i) {
+  PixelClasses<C, float> at;
+  at.others = 0.0f;
+  int32_t logit = 0;
   for (int c = 0; c < C; ++c) {
-    at.e[c] = kept[c * step + i];
-    at.is_own[c] = label == static_cast<Label<T>>(c);
+    const int32_t bits = bit_cast<int32_t>(begun[c * step + i]);
+    const int32_t mask = bits >> 31;  // of the label's bits
+    at.is_own[c] = mask != 0;
+    at.e[c] = bit_cast<float>(bits & ~mask);
+    at.others += at.e[c];
+    logit |= bits & mask;
   }
+  at.logit = bit_cast<float>(logit);
+  at.own = exp_nonpositive(at.logit);
   return at;
 }
 
@@ -94,40 +99,113 @@ FUSEDLOSS_CPU_LEVELS void few_exps(const T* logits, int64_t step, int64_t rows,
   }
 }
 
-// The gradient of a block's rows from what forward saved of them; see region.h. `grad` may be the
-// logits, or what was kept in their place of a begun gradient.
-template <int C, bool kBegun, class T, class Loss>
+// Adds a block's rows to the sums of their classes and leaves what the gradient is made of; see
+// core/region.h. Exponentials as few_exps made them, `rest` as finish_rows did.
+template <int C>
+FUSEDLOSS_CPU_LEVELS void few_begin(const float* exps, int64_t step, int64_t rows,
+                                    const int32_t* __restrict label, const float* __restrict max,
+                                    const float* __restrict logit, const float* __restrict rest,
+                                    float* __restrict share, RegionSums* sums, float* begun,
+                                    int64_t begun_step) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < rows; ++i) share[i] = label[i] < 0 ? 0.0f : reciprocal(1.0f + rest[i]);
+  for (int c = 0; c < C; ++c) {
+    const float* e = exps + c * step;
+    float* out = begun + c * begun_step;
+    float overlap = 0.0f, mass = 0.0f;
+    int32_t truth = 0;
+#pragma omp simd reduction(+ : overlap, mass, truth)
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool own = label[i] == c;
+      const float value = label[i] < 0 ? 0.0f : e[i];  // NaN may be left out
+      const float p = value * share[i];
+      const float below = bit_cast<float>(bit_cast<int32_t>(logit[i] - max[i]) | kSignBit);
+      // A NaN may have any sign.
+      const float other = bit_cast<float>(bit_cast<int32_t>(value) & ~kSignBit);
+      out[i] = own ? below : other;
+      overlap += own ? p : 0.0f;
+      truth += own ? 1 : 0;
+      mass += p;
+    }
+    sums[c].overlap += static_cast<double>(overlap);
+    sums[c].mass += static_cast<double>(mass);
+    sums[c].truth += static_cast<double>(truth);
+  }
+}
+
+// The slopes of a group for C classes.
+template <int C, class T>
+struct FewSlopes {
+  T linear[C], own[C];
+
+  FUSEDLOSS_HD explicit FewSlopes(const RegionTable<T>& table) {
+    for (int c = 0; c < C; ++c) {
+      linear[c] = table.linear[c];
+      own[c] = table.overlap[c] + table.linear[c];
+    }
+  }
+};
+
+// One pixel's gradient; see region.h.
+template <int C, class T, class Loss>
+FUSEDLOSS_HD void pixel_gradient(const Loss& loss, const RowScale<T>& scale,
+                                 const FewSlopes<C, T>& slopes, const PixelClasses<C, T>& at,
+                                 const RowState<T>& s, bool valid, T* grad, int64_t step,
+                                 int64_t i) {
+  const RowGradient<T> joined = loss.gradient(s, scale);
+  T h = T(0), dot = T(0);
+  for (int c = 0; c < C; ++c) {
+    h += at.is_own[c] ? slopes.own[c] : T(0);
+    dot += at.is_own[c] ? T(0) : at.e[c] * slopes.linear[c];
+  }
+  const T others = s.inverse * dot;
+  const T base = s.inverse * (joined.softmax - (others + s.p * h));
+  const T own = joined.target + s.p * (s.q * h - others);
+  for (int c = 0; c < C; ++c) {
+    const T g = at.e[c] * (s.inverse * slopes.linear[c] + base);
+    grad[c * step + i] = valid ? (at.is_own[c] ? own : g) : T(0);
+  }
+}
+
+// The gradient of a block's rows from what forward saved of them. `grad` may be the logits.
+template <int C, class T, class Loss>
 FUSEDLOSS_CPU_LEVELS void few_gradient(const Loss loss, const RowScale<T> scale,
                                        const RegionTable<T> table, const T* logits, int64_t step,
                                        int64_t rows, const Label<T>* __restrict label,
                                        const T* __restrict weight, const T* __restrict max,
                                        const T* __restrict rest, T* grad, int64_t grad_step) {
-  T linear[C], own_slope[C];
-  for (int c = 0; c < C; ++c) {
-    linear[c] = table.linear[c];
-    own_slope[c] = table.overlap[c] + table.linear[c];
-  }
+  const FewSlopes<C, T> slopes(table);
 #pragma GCC ivdep
   for (int64_t i = 0; i < rows; ++i) {
-    const PixelClasses<C, T> at = kBegun ? kept_classes<C>(logits, step, i, max[i], label[i])
-                                         : pixel_classes<C>(logits, step, i, max[i], label[i]);
-    const T largest = kBegun ? T(0) : max[i];
-    const RowState<T> s = state_of(loss, largest, rest[i], at.logit, {at.logit, T(1)}, at.own, T(0),
+    const PixelClasses<C, T> at = pixel_classes<C>(logits, step, i, max[i], label[i]);
+    const RowState<T> s = state_of(loss, max[i], rest[i], at.logit, {at.logit, T(1)}, at.own, T(0),
                                    T(0), T(0), weight[i]);
-    const RowGradient<T> joined = loss.gradient(s, scale);
-    T h = T(0), dot = T(0);
+    pixel_gradient<C>(loss, scale, slopes, at, s, label[i] >= 0, grad, grad_step, i);
+  }
+}
+
+// The same from what forward left of a begun gradient, which may lie where the gradient will.
+// `weight`: of each class.
+template <int C, class Loss>
+FUSEDLOSS_CPU_LEVELS void few_finish(const Loss loss, const RowScale<float> scale,
+                                     const RegionTable<float> table, const float* begun,
+                                     int64_t step, int64_t rows, const float* weight, float* grad,
+                                     int64_t grad_step) {
+  const FewSlopes<C, float> slopes(table);
+  float weights[C];
+  for (int c = 0; c < C; ++c) weights[c] = weight[c];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < rows; ++i) {
+    const PixelClasses<C, float> at = begun_classes<C>(begun, step, i);
+    float own_weight = 0.0f;
+    bool valid = false;
     for (int c = 0; c < C; ++c) {
-      h += at.is_own[c] ? own_slope[c] : T(0);
-      dot += !kBegun && at.is_own[c] ? T(0) : at.e[c] * linear[c];
+      own_weight += at.is_own[c] ? weights[c] : 0.0f;
+      valid |= at.is_own[c];
     }
-    const bool valid = label[i] >= 0;
-    const T others = s.inverse * dot;
-    const T base = s.inverse * (joined.softmax - (others + s.p * h));
-    const T own = joined.target + s.p * (s.q * h - others);
-    for (int c = 0; c < C; ++c) {
-      const T g = at.e[c] * (s.inverse * linear[c] + base);
-      grad[c * grad_step + i] = valid ? (at.is_own[c] ? own : g) : T(0);
-    }
+    const RowState<float> s =
+        make_state<true>(loss, {0.0f, at.others, 0.0f}, at.logit, 0, 0.0f, 0.0f, own_weight);
+    pixel_gradient<C>(loss, scale, slopes, at, s, valid, grad, grad_step, i);
   }
 }
 

@@ -1,17 +1,15 @@
-"""Autograd around the native operators."""
+"""What the autograd of all native operators shares."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
-from ._ops import REDUCTION_NAMES, class_dim, ops
+from ._ops import ops
 
 # Whether the running backward keeps its graph for another one. Without the query (a private one) a
 # graph is taken to be kept, which costs a copy of the gradient.
@@ -117,6 +115,26 @@ def positional(function: type[torch.autograd.Function]) -> type[torch.autograd.F
     return function
 
 
+class LossFunction(torch.autograd.Function):
+    """What the Functions of all losses have in common: their first argument is what they differentiate
+    by, their first result the loss.
+    """
+
+    @staticmethod
+    def vmap(*_: object) -> Any:
+        """There is no rule: an operator takes one batch."""
+        raise NotImplementedError(
+            "fusedloss: vmap has no rule for native losses; call them within"
+            " fusedloss.backend('reference')"
+        )
+
+
+def evaluate(function: type[LossFunction], input: Tensor, *rest: object) -> Tensor:
+    """The loss of a Function's arguments."""
+    loss: Tensor = function.apply(input, *rest)[0]  # type: ignore[no-untyped-call]
+    return loss
+
+
 def reference_gradient(
     loss: Callable[[Tensor], Tensor], input: Tensor, grad_output: Tensor
 ) -> Tensor:
@@ -124,165 +142,3 @@ def reference_gradient(
     # vjp rather than autograd.grad: it nests inside torch.func transforms as well.
     grad: Tensor = torch.func.vjp(loss, input)[1](grad_output)[0]
     return grad
-
-
-class CrossEntropyArguments(NamedTuple):
-    """The numbers of a cross entropy."""
-
-    label_smoothing: float
-    smooth_others: bool
-    z_loss: float
-    ignore_index: int
-    reduction: int
-
-
-class SoftmaxFocalArguments(NamedTuple):
-    """The numbers of a softmax focal loss; ``alpha`` counts where no tensor of it is given."""
-
-    alpha: float
-    gamma: float
-    label_smoothing: float
-    normalizer: float
-    ignore_index: int
-    reduction: int
-
-
-class MarginArguments(NamedTuple):
-    """The numbers of a margin softmax; each margin counts where no tensor of it is given."""
-
-    scale: float
-    m1: float
-    m2: float
-    m3: float
-    easy: bool
-    linear: bool
-    straight_through: bool
-    label_smoothing: float
-    ceiling: float  # infinite without one
-    ignore_index: int
-    reduction: int
-
-
-RowArguments = CrossEntropyArguments | SoftmaxFocalArguments | MarginArguments
-
-
-@positional
-class RowSoftmax(torch.autograd.Function):
-    """The losses of the row-softmax engine; the type of ``arguments`` tells which.
-
-    (input, target, first, second, third, arguments, keep, in_place) -> (loss, scale, saved, grad).
-    The three are a loss's own tensors: cross entropy's class weights; focal's alpha and divisor; the
-    margins m1, m2 and m3. ``keep`` says what forward leaves for backward: ``"nothing"``, ``"saved"``
-    (a few numbers a row) or ``"gradient"``. ``in_place`` lets backward write the gradient over the
-    logits.
-    """
-
-    @staticmethod
-    def forward(
-        input: Tensor,
-        target: Tensor,
-        first: Tensor | None,
-        second: Tensor | None,
-        third: Tensor | None,
-        arguments: RowArguments,
-        keep: str,
-        in_place: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wanted = (keep == "saved", keep == "gradient")
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor]
-        if isinstance(arguments, CrossEntropyArguments):
-            outputs = ops.cross_entropy_fwd(input, target, first, *arguments, *wanted)
-        elif isinstance(arguments, SoftmaxFocalArguments):
-            outputs = ops.softmax_focal_fwd(input, target, first, second, *arguments, *wanted)
-        else:
-            outputs = ops.margin_softmax_fwd(
-                input, target, first, second, third, *arguments, *wanted
-            )
-        return outputs
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, target, first, second, third, ctx.arguments, ctx.keep, ctx.in_place = inputs
-        _, scale, saved, grad = output
-        ctx.mark_non_differentiable(scale, saved, grad)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, target, first, second, third, scale, saved, grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-        input, target, first, second, third, scale, saved, grad = ctx.saved_tensors
-        rest = (None,) * 7
-        if grad_output is None:
-            return None, *rest
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _row_gradient(ctx, grad_output), *rest
-        if ctx.keep == "gradient":
-            if grad_output.dim() > 0:  # one number a row
-                grad_output = grad_output.unsqueeze(class_dim(input))
-            return finish_gradient(grad, grad_output, scale), *rest
-        args: RowArguments = ctx.arguments
-        forward = (grad_output, scale, saved)
-        if isinstance(args, SoftmaxFocalArguments):
-            numbers = (args.alpha, args.gamma, args.label_smoothing, args.ignore_index)
-            return ops.softmax_focal_bwd(*forward, input, target, first, *numbers), *rest
-        given: tuple[Any, ...]
-        if isinstance(args, CrossEntropyArguments):
-            apart, over = ops.cross_entropy_bwd, ops.cross_entropy_bwd_
-            given = (target, first, *args[:4])
-        else:
-            apart, over = ops.margin_softmax_bwd, ops.margin_softmax_bwd_
-            given = (target, first, second, third, *args[:10])
-        if ctx.in_place and memory_is_free(grad_output):
-            place = input.detach()
-            over(*forward, place, *given)
-            # Whoever else saved the logits is told that they are gone.
-            torch.autograd.graph.increment_version(input)
-            return place, *rest
-        return apart(*forward, input, *given), *rest
-
-
-def _row_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
-    """The gradient as a function that autograd can differentiate again."""
-    input, target, first, second, third, _, _, _ = ctx.saved_tensors
-    args: RowArguments = ctx.arguments
-
-    def loss(x: Tensor) -> Tensor:
-        if isinstance(args, CrossEntropyArguments):
-            return reference.cross_entropy(
-                x,
-                target,
-                first,
-                ignore_index=args.ignore_index,
-                reduction=REDUCTION_NAMES[args.reduction],
-                label_smoothing=args.label_smoothing,
-                smoothing="others" if args.smooth_others else "uniform",
-                z_loss=args.z_loss,
-            )
-        if isinstance(args, SoftmaxFocalArguments):
-            return reference.softmax_focal_loss(
-                x,
-                target,
-                alpha=args.alpha if first is None else first,
-                gamma=args.gamma,
-                ignore_index=args.ignore_index,
-                label_smoothing=args.label_smoothing,
-                normalizer=second if second is not None else args.normalizer or None,
-                reduction=REDUCTION_NAMES[args.reduction],
-            )
-        return reference.margin_softmax_loss(
-            x,
-            target,
-            scale=args.scale,
-            m1=args.m1 if first is None else first,
-            m2=args.m2 if second is None else second,
-            m3=args.m3 if third is None else third,
-            easy_margin=args.easy,
-            monotonic="linear" if args.linear else "none",
-            gradient="straight_through" if args.straight_through else "exact",
-            label_smoothing=args.label_smoothing,
-            filter_threshold=args.ceiling if args.ceiling < math.inf else None,
-            ignore_index=args.ignore_index,
-            reduction=REDUCTION_NAMES[args.reduction],
-        )
-
-    return reference_gradient(loss, input, grad_output)

@@ -27,13 +27,16 @@ def tensor(
     """`value` as a strided tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{function}: {name} must be a dense tensor, got layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{function}: {name} must be a dense tensor, got layout {layout}")
     if value.dtype not in dtypes:
         raise TypeError(
             f"{function}: {name} has dtype {_names((value.dtype,))}, accepted are {_names(dtypes)}"
         )
-    return value
+    # Dynamo takes an argument of torch.func.grad itself for one that needs no gradient, and would
+    # compile a gradient of zeros; the result of any operator it takes for what it is.
+    return value.view_as(value) if torch.compiler.is_compiling() else value
 
 
 def same_device(
@@ -90,7 +93,10 @@ def number(
     """`value` as a float within [low, high] (or (low, high] with `open_low`)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an int or fraction beyond float64
+        result = math.inf if value > 0 else -math.inf
     inside = low < result <= high if open_low else low <= result <= high
     # Comparisons only: they also work on the symbolic numbers of torch.compile.
     if not inside or (finite and not -math.inf < result < math.inf):

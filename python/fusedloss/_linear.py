@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from . import _checks, reference
-from ._autograd import CrossEntropyArguments, MarginArguments, finish_gradient
+from ._autograd import LossFunction, finish_gradient
 from ._chunks import PLAIN, Head, Walk
 from ._ops import REDUCTION_NAMES, REDUCTIONS, accumulator_dtype, ops
+from ._row_autograd import CrossEntropyArguments, MarginArguments
 
 LinearArguments = CrossEntropyArguments | MarginArguments
 
@@ -149,7 +150,7 @@ for _function, _options in ((linear_cross_entropy, _ENTROPY), (linear_margin_sof
     ).register_fake(_fake)
 
 
-class LinearLoss(torch.autograd.Function):
+class LinearLoss(LossFunction):
     """A linear layer and its loss; the type of ``arguments`` tells which.
 
     (features, weight, bias, target, m1, m2, m3, arguments, head, chunk, wanted) -> (loss, scale,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._autograd import memory_is_free, positional, reference_gradient
+from ._autograd import LossFunction, memory_is_free, positional, reference_gradient
 from ._mining import (
     MinedBinaryCrossEntropyArguments,
     MinedCrossEntropyArguments,
@@ -20,7 +20,7 @@ from ._ops import REDUCTIONS, accumulator_dtype, class_dim, library_path, ops
 
 
 @positional
-class MinedCrossEntropy(torch.autograd.Function):
+class MinedCrossEntropy(LossFunction):
     """(input, target, weight, arguments, begin_grad) -> (loss, scale, marks, selection, grad).
 
     With ``begin_grad`` forward writes the gradient of the always selected, which backward completes.
@@ -70,7 +70,7 @@ class MinedCrossEntropy(torch.autograd.Function):
 
 
 @positional
-class MinedBinaryCrossEntropy(torch.autograd.Function):
+class MinedBinaryCrossEntropy(LossFunction):
     """(input, target, mask, arguments) -> (loss, scale, marks, selection)."""
 
     @staticmethod

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from . import _backend, reference
-from ._autograd import differentiates, finish_gradient, positional, reference_gradient
+from ._autograd import (
+    LossFunction,
+    differentiates,
+    evaluate,
+    finish_gradient,
+    positional,
+    reference_gradient,
+)
 from ._ops import REDUCTION_NAMES, REDUCTIONS, accumulator_dtype, as_divisor, ops
 
 
@@ -87,7 +94,7 @@ def evaluate_reference(
 
 
 @positional
-class Pointwise(torch.autograd.Function):
+class Pointwise(LossFunction):
     """(input, target, side, weight, normalizer, arguments, with_grad) -> (loss, scale, grad)."""
 
     @staticmethod
@@ -151,5 +158,4 @@ def pointwise_loss(
     if side is not None:  # tiny; in the arithmetic's own dtype it takes the fast path
         side = side.to(accumulator_dtype(input.dtype))
     with_grad = differentiates(input) and _backend.gradient_in_forward(input)
-    loss: Tensor = Pointwise.apply(input, target, side, weight, divisor, arguments, with_grad)[0]
-    return loss
+    return evaluate(Pointwise, input, target, side, weight, divisor, arguments, with_grad)

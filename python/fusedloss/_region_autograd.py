@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._autograd import memory_is_free, positional, reference_gradient
+from ._autograd import LossFunction, memory_is_free, positional, reference_gradient
 from ._ops import REDUCTIONS, accumulator_dtype, library_path, ops
 from ._regions import (
     JOINED,
@@ -19,7 +19,7 @@ from ._regions import (
 
 
 @positional
-class Regions(torch.autograd.Function):
+class Regions(LossFunction):
     """The region losses; the type of ``arguments`` tells which operators serve.
 
     (input, target, region_weight, side, arguments, with_saved, begin_grad) -> (loss, what backward
@@ -94,6 +94,12 @@ def _fake_slopes(input: Tensor, args: RegionArguments) -> Tensor:
     return input.new_empty([regions, 2], dtype=accumulator_dtype(input.dtype))
 
 
+def _begun_holds_all(input: Tensor, args: SoftmaxRegionArguments, third: bool) -> bool:
+    """Whether a begun gradient holds all that backward needs, `few_classes_hold_all()` of the kernels."""
+    plain = not (third or args.squared or args.label_smoothing or JOINED[args.joined] == "focal")
+    return plain and 2 <= input.size(1) <= 4 and input.dtype == torch.float32
+
+
 def _fake_softmax_fwd(
     input: Tensor,
     target: Tensor,
@@ -108,7 +114,9 @@ def _fake_softmax_fwd(
     third = JOINED[args.joined] == "focal" and smoothed
     third = third or (class_weight is not None and smoothed) or target.dim() == input.dim()
     rows = [input.size(0), *input.shape[2:]]
-    saved = input.new_empty([3 if third else 2, *rows] if with_saved else [0], dtype=dtype)
+    if not with_saved or (begin_grad and _begun_holds_all(input, args, third)):
+        rows = []
+    saved = input.new_empty([3 if third else 2, *rows] if rows else [0], dtype=dtype)
     scale = input.new_empty(2, dtype=dtype)
     begun = torch.empty_like(input) if begin_grad else input.new_empty([0])
     return _fake_loss(input, args), scale, saved, _fake_slopes(input, args), begun

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, reference
-from .._autograd import differentiates
+from .._autograd import differentiates, evaluate
 from .._region_autograd import Regions
 from .._region_checks import check_region_options, region_input, region_target, region_vectors
 from .._regions import (
@@ -44,8 +44,7 @@ def region_loss(function: str, input: object, target: object, given: dict[str, A
 
 
 def _native(call: RegionCall) -> Tensor:
-    loss: Tensor = Regions.apply(*call, differentiates(call.input), _begins_gradient(call))[0]
-    return loss
+    return evaluate(Regions, *call, differentiates(call.input), _begins_gradient(call))
 
 
 def _begins_gradient(call: RegionCall) -> bool:

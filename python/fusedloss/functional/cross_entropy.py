@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import CrossEntropyArguments, RowSoftmax, differentiates, may_overwrite
+from .._autograd import differentiates, evaluate, may_overwrite
+from .._row_autograd import CrossEntropyArguments, RowSoftmax
 
 
 def cross_entropy(
@@ -103,8 +104,7 @@ def cross_entropy(
         label_smoothing, smoothing == "others", z_loss, ignore_index, _ops.REDUCTIONS[reduction]
     )
     weight = _ops.as_class_weight(weight, input)
-    loss: Tensor = RowSoftmax.apply(input, target, weight, None, None, arguments, keep, in_place)[0]
-    return loss
+    return evaluate(RowSoftmax, input, target, weight, None, None, arguments, keep, in_place)
 
 
 def check_cross_entropy_options(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import CrossEntropyArguments, differentiates
+from .._autograd import differentiates, evaluate
 from .._chunks import PLAIN, Head
 from .._linear import LinearArguments, LinearLoss
+from .._row_autograd import CrossEntropyArguments
 from .cross_entropy import check_cross_entropy_options
 from .margin_softmax import (
     MarginSoftmaxOptions,
@@ -247,10 +248,9 @@ def _linear_loss(
 ) -> Tensor:
     early = arguments.reduction != _ops.REDUCTIONS["none"] and not _backend.recomputes()
     wanted = tuple(early and differentiates(value) for value in (features, weight, bias))
-    loss: Tensor = LinearLoss.apply(
-        features, weight, bias, target, *margins, arguments, head, chunk, wanted
-    )[0]
-    return loss
+    return evaluate(
+        LinearLoss, features, weight, bias, target, *margins, arguments, head, chunk, wanted
+    )
 
 
 def _same_kind(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import MarginArguments, RowSoftmax, differentiates, may_overwrite
+from .._autograd import differentiates, evaluate, may_overwrite
+from .._row_autograd import MarginArguments, RowSoftmax
 
 
 def margin_softmax_loss(
@@ -421,5 +422,4 @@ def _margin_softmax(
         early = _backend.row_gradient_in_forward(x, classes, options.reduction, "rows")
         keep = "gradient" if early and not in_place else "saved"
     arguments, tensors = native_margins(options, margins, x)
-    loss: Tensor = RowSoftmax.apply(x, label, *tensors, arguments, keep, in_place)[0]
-    return loss
+    return evaluate(RowSoftmax, x, label, *tensors, arguments, keep, in_place)

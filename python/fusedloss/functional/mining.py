@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import differentiates
+from .._autograd import differentiates, evaluate
 from .._mining import WANTED, MinedBinaryCrossEntropyArguments, MinedCrossEntropyArguments
 from .._mining_autograd import MinedBinaryCrossEntropy, MinedCrossEntropy
 
@@ -291,13 +291,11 @@ def _mined_rows(
     arguments = MinedCrossEntropyArguments(*rule, ignore_index, _ops.REDUCTIONS[reduction])
     call = (x, t, _ops.as_class_weight(w, x), arguments, _begins_gradient(x, arguments))
     if torch.compiler.is_compiling():
-        loss = MinedCrossEntropy.apply(*call)[0]
-        return loss
+        return evaluate(MinedCrossEntropy, *call)
     try:
-        loss = MinedCrossEntropy.apply(*call)[0]
+        return evaluate(MinedCrossEntropy, *call)
     except IndexError as error:  # which knows the family's name only
         raise IndexError(str(error).replace("mined cross entropy", name, 1)) from None
-    return loss
 
 
 def _begins_gradient(x: Tensor, arguments: MinedCrossEntropyArguments) -> bool:
@@ -357,8 +355,7 @@ def _mined_elements(
         eps,
         _ops.REDUCTIONS[reduction],
     )
-    loss: Tensor = MinedBinaryCrossEntropy.apply(x, t, m, arguments)[0]
-    return loss
+    return evaluate(MinedBinaryCrossEntropy, x, t, m, arguments)
 
 
 def _positive_dims(name: str, dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:

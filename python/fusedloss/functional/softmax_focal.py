@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 
 from .. import _backend, _checks, _ops, reference
-from .._autograd import RowSoftmax, SoftmaxFocalArguments, differentiates
+from .._autograd import differentiates, evaluate
+from .._row_autograd import RowSoftmax, SoftmaxFocalArguments
 
 
 def softmax_focal_loss(
@@ -92,7 +93,8 @@ def softmax_focal_loss(
         classes = input.size(_ops.class_dim(input))
         early = _backend.row_gradient_in_forward(input, classes, reduction, divisor)
         keep = "gradient" if early else "saved"
-    loss: Tensor = RowSoftmax.apply(
+    return evaluate(
+        RowSoftmax,
         input,
         target,
         _ops.as_class_weight(alpha, input) if isinstance(alpha, Tensor) else None,
@@ -101,8 +103,7 @@ def softmax_focal_loss(
         arguments,
         keep,
         False,
-    )[0]
-    return loss
+    )
 
 
 def check_softmax_focal_options(
