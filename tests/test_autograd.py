@@ -16,6 +16,7 @@ from cases import (
     LOSSES,
     MARGIN_SOFTMAX,
     SIGMOID_FOCAL,
+    SMOOTH_L1,
     SOFTMAX_FOCAL,
     Case,
     Loss,
@@ -28,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SCHEDULES = ("recompute", "forward")
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
-each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+each_loss = pytest.mark.parametrize("loss", [*LOSSES, SMOOTH_L1], ids=lambda loss: loss.name)
 # Finite differences need logits of moderate size, something to differentiate, and a gradient that is one.
 SMOOTH = [
     case
@@ -419,6 +420,7 @@ def test_without_grad_nothing_is_kept_or_computed_for_it(schedule: str, loss: Lo
 
 STEP = {
     "sigmoid_focal": "focal-index",
+    "smooth_l1": "smooth_l1-plain",
     "cross_entropy": "ce-91-classes",
     "softmax_focal": "softmax-focal-91-classes",
     "margin_softmax": "margin-91-classes",

@@ -13,7 +13,7 @@ from typing import Any
 import fusedloss
 import pytest
 import torch
-from cases import ARCFACE, BY_NAME, CASES, LOSSES, SIGMOID_FOCAL, Case, Loss, lay_out
+from cases import ARCFACE, BY_NAME, CASES, LOSSES, SIGMOID_FOCAL, SMOOTH_L1, Case, Loss, lay_out
 from fusedloss import SigmoidFocalLoss, sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +24,9 @@ each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
-each_loss = pytest.mark.parametrize("subject", [*LOSSES, ARCFACE], ids=lambda loss: loss.name)
+each_loss = pytest.mark.parametrize(
+    "subject", [*LOSSES, ARCFACE, SMOOTH_L1], ids=lambda loss: loss.name
+)
 
 
 def make(
@@ -33,11 +35,15 @@ def make(
     classes: int = 9,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """A leaf of logits and class indices: rows, or pixels where the classes do not come last."""
+    """A leaf of logits and class indices: rows, or pixels where the classes do not come last. For boxes
+    numbers and numbers.
+    """
     generator = torch.Generator().manual_seed(rows)
     inner = () if subject.classes_last else (5,)
     x = torch.randn(rows, classes, *inner, generator=generator)
     x = (torch.tanh(x) if subject.cosines else x).to(dtype).requires_grad_()
+    if subject.boxes:
+        return x, torch.randn(x.shape, generator=generator)
     low, high = (-1, classes + 1) if subject.background else (0, classes)
     return x, torch.randint(low, high, (rows, *inner), generator=generator)
 

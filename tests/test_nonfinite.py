@@ -76,6 +76,8 @@ ALONE = {
     "focal, elements": of_elements("sigmoid_focal_loss", alpha=None),
     "focal, gamma 0.5, smoothed": of_rows("sigmoid_focal_loss", gamma=0.5, label_smoothing=0.1),
     "focal, gamma 0": of_rows("sigmoid_focal_loss", gamma=0),
+    "smooth l1": of_elements("smooth_l1_loss"),
+    "l1": of_elements("l1_loss"),
     "cross entropy": of_rows("cross_entropy"),
     "weighted": of_rows("cross_entropy", weight=torch.tensor([0.5, 1.5, 1.0, 2.0])),
     "smoothed": of_rows("cross_entropy", label_smoothing=0.1, z_loss=0.1),

@@ -282,9 +282,21 @@ def test_unsupported_device_warns_once_and_works(monkeypatch: pytest.MonkeyPatch
 
 def test_the_warning_points_at_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "_warned", set())
-    with pytest.warns(RuntimeWarning) as caught:
-        meta_call()
-    assert caught[0].filename == __file__
+    x, pixels = torch.zeros(3, 4, device="meta"), torch.zeros(3, 4, 2, device="meta")
+    labels = torch.zeros(3, dtype=torch.int64, device="meta")
+    for call in (
+        meta_call,
+        lambda: fusedloss.SigmoidFocalLoss()(x, labels),
+        lambda: fusedloss.CrossEntropyLoss()(x, labels),
+        lambda: fusedloss.SmoothL1Loss()(x, x),
+        lambda: fusedloss.DiceLoss()(pixels, labels[:, None].expand(3, 2)),
+        lambda: fusedloss.OHEMCrossEntropyLoss()(x, labels),
+        lambda: fusedloss.linear_cross_entropy(x, x, labels),
+    ):
+        _backend._warned.clear()
+        with pytest.warns(RuntimeWarning) as caught:
+            call()
+        assert caught[0].filename == __file__
 
 
 def test_unsupported_device_with_native_asked_for_is_an_error() -> None:

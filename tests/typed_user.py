@@ -22,11 +22,15 @@ arc: Tensor = fusedloss.arcface_loss(logits.tanh(), labels, margin=0.5)
 region: Tensor = fusedloss.dice_loss(logits, labels, smooth=(1.0, 1.0), ignore_index=None)
 mined: Tensor = fusedloss.ohem_cross_entropy_loss(logits, labels, min_kept=2)
 linear: Tensor = fusedloss.linear_cross_entropy(logits, torch.randn(7, 7), labels)
+boxes: Tensor = fusedloss.smooth_l1_loss(
+    logits, torch.randn(4, 7), beta=0.5, weight=torch.rand(4, 1)
+)
 eager: Tensor = reference.cross_entropy(logits, labels)
 
 criteria: list[nn.Module] = [
     fusedloss.DiceCrossEntropyLoss(batch=True),
     fusedloss.ArcFaceLoss(7, 7),
+    fusedloss.SmoothL1Loss(0.5),
 ]
 criterion: Callable[[Tensor, Tensor], Tensor] = fusedloss.CrossEntropyLoss(reduction="mean")
 value: Tensor = fusedloss.SigmoidFocalLoss(gamma=2.0)(logits, labels)

@@ -3,7 +3,7 @@
 //   L = -t log p - (1 - t) log(1 - p)
 //
 // Of logits, with u = e^-|x|, r = 1/(1+u), and the target's weight a on the tail that the logit
-// speaks against (a = 1-t for x >= 0, else t), as in focal.h:
+// speaks against (a = 1-t for x >= 0, else t), as in sigmoid_focal.h:
 //
 //   L = |x| a + log(1 + u)      dL/dx = sign(x) r (a - (1 - a) u)
 //

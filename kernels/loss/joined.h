@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "focal.h"
+#include "sigmoid_focal.h"
 #include "nothing.h"
 #include "overlap.h"
 #include "softmax_focal.h"

@@ -14,7 +14,7 @@ import triton
 from .calls import accumulator, element_type, finish, grad_to_write
 from .launch import ELEMENT_WARPS, elements_block
 from .layout import Elements, broadcast_strides
-from .loss import focal, smooth_l1
+from .loss import sigmoid_focal, smooth_l1
 from .pointwise import pointwise_kernel, scale_kernel
 from .row_softmax import PARTIALS
 
@@ -116,9 +116,9 @@ def focal_call(
     input: Tensor, target: Tensor, alpha: Tensor | None, weight: Tensor | None,
     alpha_value: float, gamma: float, ignore_index: int, label_smoothing: float,
 ) -> PointwiseCall:  # fmt: skip
-    numbers = focal.numbers(gamma, label_smoothing)
+    numbers = sigmoid_focal.numbers(gamma, label_smoothing)
     return PointwiseCall(
-        focal.element, numbers, input, target, weight, alpha, alpha_value, ignore_index
+        sigmoid_focal.element, numbers, input, target, weight, alpha, alpha_value, ignore_index
     )
 
 

@@ -12,7 +12,7 @@ import triton
 from .calls import FINISH_BLOCK, accumulator, add_parts, element_type, fewer_partials
 from .launch import REGION_WARPS, rows_launch
 from .layout import Rows, to_write, with_strides
-from .loss import focal, nothing
+from .loss import nothing, sigmoid_focal
 from .pointwise_ops import focal_call
 from .region_finish import region_finish_kernel
 from .regions import SUMS, region_elements_kernel, region_rows_kernel
@@ -242,7 +242,7 @@ class RegionElements:
             ignored_target=focal_call.ignored_target(), ignore_index=focal_call.ignore_index,
             num_rows=rows.num_rows, classes=rows.classes, inner=rows.inner,
             x_strides=x_strides, t_strides=t_strides, g_strides=g_strides,
-            ELEMENT=focal.element, SIGMOID=self.sigmoid, INDEXED=focal_call.indexed,
+            ELEMENT=sigmoid_focal.element, SIGMOID=self.sigmoid, INDEXED=focal_call.indexed,
             HAS_SIDE=self.alpha is not None, ROWS=launch.rows, CLASSES=launch.classes,
             ONE_TILE=launch.one_tile, DTYPE=element_type(focal_call.dtype),
             **self.regions.arguments(), **arguments,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import warnings
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -183,6 +185,17 @@ def why_not_native(device_type: str) -> str | None:
 _warned: set[str] = set()
 
 
+def _caller_level() -> int:
+    """The stack level, for a warning of the calling function, of the code that called the library, be it
+    through a module of it.
+    """
+    ours = (os.path.dirname(__file__) + os.sep, torch.nn.modules.module.__file__)
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def use_kernels(input: Tensor) -> bool:
     """Whether the operators serve this call, by the setting and the tensor's device: with compiled
     kernels or with Triton's.
@@ -206,5 +219,6 @@ def use_kernels(input: Tensor) -> bool:
         _warned.add(reason)
         nor_triton = _triton_backend.why_not(device) if device in _triton_backend.GPUS else None
         why = reason if nor_triton is None else f"{reason}, and {nor_triton}"
-        warnings.warn(f"{why}; using the eager reference", RuntimeWarning, stacklevel=4)
+        message = f"{why}; using the eager reference"
+        warnings.warn(message, RuntimeWarning, stacklevel=_caller_level())
     return False

@@ -18,6 +18,7 @@ from .cross_entropy import CROSS_ENTROPY
 from .margin_softmax import ARCFACE, MARGIN_SOFTMAX
 from .region_losses import REGION_LOSSES
 from .sigmoid_focal import SIGMOID_FOCAL
+from .smooth_l1 import SMOOTH_L1
 from .softmax_focal import SOFTMAX_FOCAL
 from .table import Case, Loss, lay_out, under_its_schedules
 
@@ -30,6 +31,7 @@ __all__ = [
     "MARGIN_SOFTMAX",
     "REGION_LOSSES",
     "SIGMOID_FOCAL",
+    "SMOOTH_L1",
     "SOFTMAX_FOCAL",
     "Case",
     "Loss",
@@ -37,7 +39,7 @@ __all__ = [
     "under_its_schedules",
 ]
 
-# Those with a loss of each element or row.
+# Those with a loss of each element or row, from labels.
 LOSSES = [SIGMOID_FOCAL, CROSS_ENTROPY, SOFTMAX_FOCAL, MARGIN_SOFTMAX]
 CASES = [
     *sigmoid_focal.CASES,

@@ -19,7 +19,9 @@ SMOOTH_L1 = Loss(
     reference.smooth_l1_loss,
     SmoothL1,
     *OPERATORS,
+    classes_last=True,
     elements=True,
+    boxes=True,
 )
 L1 = Loss(
     "l1",
@@ -27,7 +29,9 @@ L1 = Loss(
     functools.partial(reference.smooth_l1_loss, beta=0.0),
     functools.partial(SmoothL1, beta=0.0),
     *OPERATORS,
+    classes_last=True,
     elements=True,
+    boxes=True,
 )
 
 

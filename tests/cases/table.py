@@ -35,6 +35,7 @@ class Loss:
     regions: bool = False  # its losses are of regions, not of rows or elements
     elements: bool = False  # of single elements: of a row nothing is saved
     mined: bool = False  # of all losses only some count
+    boxes: bool = False  # of numbers against numbers, without classes
 
     def class_dim(self, dims: int) -> int:
         """Where an input of `dims` dimensions has its classes."""

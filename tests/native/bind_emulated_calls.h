@@ -15,7 +15,7 @@ inline PointwiseCall make_pointwise_call(const pybind11::dict& given) {
   call.weight = view_of(given, "weight");
   call.side_value = given["side_value"].cast<double>();
   call.indexed = given["indexed"].cast<bool>();
-  call.counts_all = given.contains("counts_all");
+  call.counts_all = given.contains("counts_all") && given["counts_all"].cast<bool>();
   return call;
 }
 

@@ -2,7 +2,7 @@
 // tests/emulated.py calls them the way csrc/ does with tensors.
 #include "../../kernels/cuda/pointwise.h"
 #include "../../kernels/cuda/scale.h"
-#include "../../kernels/loss/focal.h"
+#include "../../kernels/loss/sigmoid_focal.h"
 #include "../../kernels/loss/smooth_l1.h"
 #include "bind.h"
 #include "bind_emulated_calls.h"

@@ -1,6 +1,6 @@
 // C++ tests of the CPU kernels without Python: a sanitizer sees every access of theirs here.
-// Exits with 1 and says what differs where a result is wrong. The row-softmax engine's are in
-// row_tests.cpp.
+// Exits with 1 and says what differs where a result is wrong. Those of rows, regions and mining
+// are in files of their own.
 #include <cmath>
 #include <cstdio>
 #include <limits>
@@ -10,7 +10,7 @@
 #include "../../kernels/core/layout.h"
 #include "../../kernels/cpu/pointwise_calls.h"
 #include "../../kernels/cpu/scale.h"
-#include "../../kernels/loss/focal.h"
+#include "../../kernels/loss/sigmoid_focal.h"
 #include "cpp_tests.h"
 
 using namespace fusedloss;

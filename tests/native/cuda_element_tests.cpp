@@ -1,7 +1,7 @@
 // C++ tests of the pointwise engine on CUDA: each of its walks, and the scaling of a gradient.
 #include "../../kernels/cpu/pointwise_calls.h"
 #include "../../kernels/cuda/pointwise.h"
-#include "../../kernels/loss/focal.h"
+#include "../../kernels/loss/sigmoid_focal.h"
 #include "../../kernels/loss/smooth_l1.h"
 #include "cuda_tests.h"
 
@@ -99,18 +99,22 @@ void test_focal(const Layout& how) {
           }
 }
 
+// As the binding calls it: without labels, without a side.
 template <class X>
 void test_smooth_l1(const Layout& how) {
   Elements<X> elements(how);
   for (const Targets targets : {Targets::kDense, Targets::kWide})
-    for (const Reduction reduction : {Reduction::kMean, Reduction::kNone})
-      for (const double beta : {0.0, 0.7})
-        for (const bool in_forward : {false, true}) {
-          const PointwiseCall call = elements.call(targets, true, reduction);
-          expect_same<X>(elements.run(call, SmoothL1Options{beta}, in_forward, kStream),
-                         elements.run(call, SmoothL1Options{beta}, in_forward, plain_loop()),
-                         "cuda: smooth L1");
-        }
+    for (const bool weighted : {false, true})
+      for (const Reduction reduction : {Reduction::kMean, Reduction::kSum, Reduction::kNone})
+        for (const double beta : {0.0, 0.7})
+          for (const bool in_forward : {false, true}) {
+            PointwiseCall call = elements.call(targets, weighted, reduction);
+            call.side = {};
+            call.counts_all = true;
+            expect_same<X>(elements.run(call, SmoothL1Options{beta}, in_forward, kStream),
+                           elements.run(call, SmoothL1Options{beta}, in_forward, plain_loop()),
+                           "cuda: smooth L1");
+          }
 }
 
 // On a GPU a bad label makes its row NaN, and no other.
@@ -131,15 +135,13 @@ void test_bad_labels() {
 void test_cuda_elements() {
   // One element; an odd number of classes; fewer than a vector; several blocks with a tail; other
   // than contiguous; each of them past an aligned address.
-  for (const int64_t shift : {0, 1, 3})
-    for (const Layout& how : {Layout{1, 1, 1}, Layout{37, 19, 1}, Layout{50, 3, 1},
-                              Layout{151, 20, 1}, Layout{9, 5, 7}, Layout{9, 20, 1, true, 3}}) {
-      Layout shifted = how;
-      shifted.shift = shift;
-      test_focal<float>(shifted);
-      test_focal<BFloat16>(shifted);
-      test_smooth_l1<float>(shifted);
-      test_smooth_l1<BFloat16>(shifted);
-    }
+  for_each_shifted(
+      {{1, 1, 1}, {37, 19, 1}, {50, 3, 1}, {151, 20, 1}, {9, 5, 7}, {9, 20, 1, true, 3}}, {0, 1, 3},
+      [](const Layout& how) {
+        test_focal<float>(how);
+        test_focal<BFloat16>(how);
+        test_smooth_l1<float>(how);
+        test_smooth_l1<BFloat16>(how);
+      });
   test_bad_labels();
 }

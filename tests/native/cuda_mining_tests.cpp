@@ -171,21 +171,11 @@ void test_elements(const Layout& how) {
 template <class X>
 void test_types() {
   // Tiles, blocks, pixels; one row; rows apart. Elements: one, odd samples, tails, several blocks.
-  for (const int64_t shift : {0, 1}) {
-    for (const Layout& how :
-         {Layout{1, 1, 1}, Layout{90, 19, 1}, Layout{5, 1300, 1}, Layout{2, 5, 333},
-          Layout{9, 6, 7, true}, Layout{30, 5, 1, true, 2}}) {
-      Layout shifted = how;
-      shifted.shift = shift;
-      test_rows<X>(shifted);
-    }
-    for (const Layout& how :
-         {Layout{1, 1, 1}, Layout{3, 1, 333}, Layout{4, 1, 1200}, Layout{2, 3, 64, true}}) {
-      Layout shifted = how;
-      shifted.shift = shift;
-      test_elements<X>(shifted);
-    }
-  }
+  for_each_shifted(
+      {{1, 1, 1}, {90, 19, 1}, {5, 1300, 1}, {2, 5, 333}, {9, 6, 7, true}, {30, 5, 1, true, 2}},
+      {0, 1}, test_rows<X>);
+  for_each_shifted({{1, 1, 1}, {3, 1, 333}, {4, 1, 1200}, {2, 3, 64, true}}, {0, 1},
+                   test_elements<X>);
 }
 
 }  // namespace

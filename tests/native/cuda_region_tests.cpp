@@ -151,15 +151,17 @@ void test_layout(const Layout& how) {
 void test_cuda_regions() {
   // Several tiles of a group; odd pixels; many classes; one pixel a sample; classes innermost;
   // more slopes than shared memory holds.
-  const Layout layouts[] = {{2, 3, 700}, {9, 5, 7},        {3, 40, 33},         {6, 4, 1},
-                            {1, 1, 50},  {2, 5, 40, true}, {2, 3, 64, false, 2}};
-  for (const Layout& how : layouts)
-    for (const int64_t shift : {0, 1}) {
-      Layout shifted = how;
-      shifted.shift = shift;
-      test_layout<float>(shifted);
-      test_layout<BFloat16>(shifted);
-    }
+  for_each_shifted({{2, 3, 700},
+                    {9, 5, 7},
+                    {3, 40, 33},
+                    {6, 4, 1},
+                    {1, 1, 50},
+                    {2, 5, 40, true},
+                    {2, 3, 64, false, 2}},
+                   {0, 1}, [](const Layout& how) {
+                     test_layout<float>(how);
+                     test_layout<BFloat16>(how);
+                   });
   Regions<float> many({1, 7001, 2});
   const Kind kind{false, false, false, Joined::kCrossEntropy};
   expect_same<float>(many.run_rows(kind, kStream), many.run_rows(kind, plain_loop()),

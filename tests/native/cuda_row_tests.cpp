@@ -176,16 +176,21 @@ void test_cuda_rows() {
   // Tiles: one number, odd rows, several rows of a tile, all lanes of a warp to a row. Blocks: rows
   // kept in shared memory and too long for it; rows apart from each other. Pixels: with and without
   // pairs, classes shared out, classes innermost but apart.
-  const Layout layouts[] = {
-      {1, 1, 1},           {37, 19, 1},           {70, 3, 1}, {9, 700, 1},  {3, 1501, 1},
-      {2, 12301, 1},       {3, 1200, 1, true, 5}, {2, 5, 33}, {2, 19, 300}, {1, 150, 10},
-      {40, 6, 1, true, 3}, {3, 4, 9, true}};
-  for (const Layout& how : layouts)
-    for (const int64_t shift : {0, 1}) {
-      Layout shifted = how;
-      shifted.shift = shift;
-      test_layout<float>(shifted);
-      test_layout<BFloat16>(shifted);
-    }
+  for_each_shifted({{1, 1, 1},
+                    {37, 19, 1},
+                    {70, 3, 1},
+                    {9, 700, 1},
+                    {3, 1501, 1},
+                    {2, 12301, 1},
+                    {3, 1200, 1, true, 5},
+                    {2, 5, 33},
+                    {2, 19, 300},
+                    {1, 150, 10},
+                    {40, 6, 1, true, 3},
+                    {3, 4, 9, true}},
+                   {0, 1}, [](const Layout& how) {
+                     test_layout<float>(how);
+                     test_layout<BFloat16>(how);
+                   });
   test_bad_labels();
 }

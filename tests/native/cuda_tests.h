@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <random>
 #include <string>
@@ -97,6 +98,17 @@ struct Layout {
   }
 };
 
+// Calls test(layout) for each layout, past an aligned address by each of the shifts.
+template <class Test>
+void for_each_shifted(std::initializer_list<Layout> layouts, std::initializer_list<int64_t> shifts,
+                      const Test& test) {
+  for (Layout how : layouts)
+    for (const int64_t shift : shifts) {
+      how.shift = shift;
+      test(how);
+    }
+}
+
 // Labels of which some are ignored, and logits that are NaN there.
 template <class X>
 struct Inputs {
@@ -129,12 +141,17 @@ struct Inputs {
 struct Outcome {
   std::vector<double> loss, grad;
 
+  // And sees that the gaps between samples are as they were, NaN.
   template <class X>
   void take(const Layout& layout, Numbers<float>& losses, Numbers<X>& grads) {
     loss.assign(losses.begin(), losses.end());
     layout.for_each([&](int64_t o, int64_t c, int64_t i) {
       grad.push_back(double{to<float>(grads[layout.at(o, c, i)])});
     });
+    for (int64_t o = 0; o + 1 < layout.outer; ++o)
+      for (int64_t i = 0; i < layout.gap; ++i)
+        expect(std::isnan(to<float>(grads[(o + 1) * layout.sample() - 1 - i])),
+               "cuda: nothing is written into a gap");
   }
 };
 

@@ -24,8 +24,10 @@ def smooth_l1_loss(
     .. math:: L = w \cdot \begin{cases} d^2 / (2 \beta) & |d| < \beta \\ |d| - \beta / 2 & \text{else}
         \end{cases}
 
-    Values and gradients are those of :func:`torch.nn.functional.smooth_l1_loss`. Times ``beta``
-    it is torch's ``huber_loss`` with that ``delta``.
+    Values and gradients are those of :func:`torch.nn.functional.smooth_l1_loss`, but that NaN has a NaN
+    gradient for any ``beta``, where torch gives 0 with ``beta`` 0. Times ``beta`` it is torch's
+    ``huber_loss`` with that ``delta``. The arithmetic is that of the input, float32 for half types: a
+    target of a wider dtype is rounded to it.
 
     Args:
         input: predictions of any shape, for example box deltas ``[N, 4]``; float32, float64, float16
@@ -66,8 +68,8 @@ def l1_loss(
     r"""L1 loss: :math:`w \, |x - t|` of every element, whose gradient at 0 is 0.
 
     It is :func:`smooth_l1_loss` with ``beta`` 0, and takes its other arguments. Without a weight values
-    and gradients are those of :func:`torch.nn.functional.l1_loss`; with one, the mean of torch divides
-    by the sum of the weights, which is ``normalizer=weight.sum()`` here.
+    and gradients are those of :func:`torch.nn.functional.l1_loss` (of NaN the gradient is NaN); with
+    one, the mean of torch divides by the sum of the weights, which is ``normalizer=weight.sum()`` here.
     """
     elements = _checks.elements("l1_loss", input, target, weight, normalizer, reduction)
     return pointwise_loss(*elements, SmoothL1Arguments(0.0, *ending(normalizer, reduction)))

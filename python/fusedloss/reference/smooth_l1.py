@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,5 +20,8 @@ def smooth_l1_loss(
 ) -> Tensor:
     """Smooth L1 loss, with ``beta`` 0 the L1 loss; see :func:`fusedloss.smooth_l1_loss`."""
     x = arithmetic(input)
-    loss = F.smooth_l1_loss(x, target.to(x.dtype), beta=beta, reduction="none")
+    d = x - target.to(x.dtype)
+    loss = F.smooth_l1_loss(d, torch.zeros_like(d), beta=beta, reduction="none")
+    if beta == 0.0:  # torch's gradient of NaN would be 0
+        loss = loss + torch.where(d.isnan(), d, 0.0).square()
     return reduce_all(loss if weight is None else loss * weight.to(x.dtype), reduction, normalizer)

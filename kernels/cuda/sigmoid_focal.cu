@@ -1,5 +1,5 @@
 // Sigmoid focal loss on CUDA.
-#include "../loss/focal.h"
+#include "../loss/sigmoid_focal.h"
 
 #include "pointwise_launch.cuh"
 

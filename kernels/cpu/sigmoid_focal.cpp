@@ -1,5 +1,5 @@
 // Sigmoid focal loss on the CPU.
-#include "../loss/focal.h"
+#include "../loss/sigmoid_focal.h"
 
 #include "pointwise.h"
 

@@ -1,4 +1,4 @@
-"""Sigmoid focal loss of one element; the formulas of kernels/loss/focal.h."""
+"""Sigmoid focal loss of one element; the formulas of kernels/loss/sigmoid_focal.h."""
 
 from __future__ import annotations
 
