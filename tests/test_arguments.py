@@ -363,3 +363,16 @@ def test_alpha_of_one_element_where_the_input_has_no_dimensions(reduction: str) 
                 got = sigmoid_focal_loss(x, target, alpha=alpha, reduction=reduction)
             assert got.shape == ()
             torch.testing.assert_close(got, expected)
+
+
+def test_numbers_beyond_float64_are_refused_by_name() -> None:
+    x = torch.zeros(3, 4)
+    for gamma in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="sigmoid_focal_loss: gamma is -?inf"):
+            sigmoid_focal_loss(x, x, gamma=gamma)
+
+
+def test_nested_tensors_are_refused_by_name() -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)])
+    with pytest.raises(TypeError, match="input must be a dense tensor, got layout nested"):
+        sigmoid_focal_loss(nested, torch.zeros(5, 4))

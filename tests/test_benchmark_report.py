@@ -239,6 +239,13 @@ def test_hostile_words_stay_words() -> None:
     assert found.text.count("<script>alert('x')</script>") > 20
 
 
+def test_only_busy_cores_make_times_unsafe() -> None:
+    interrupted = Report({}, {}, warnings=["interrupted: [3/9] was not finished"])
+    text = read(interrupted).text
+    assert "interrupted: [3/9] was not finished" in text
+    assert "unsafe" not in text
+
+
 def test_sections_without_figures_say_so() -> None:
     text = read(Report({}, {})).text
     assert "Nothing was measured in this run" in text
