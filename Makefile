@@ -2,6 +2,7 @@
 #
 #   make demo     train on handwritten digits with fused and with eager losses
 #   make test     build everything and run all tests (test-slow: those that need minutes and 17 GB)
+#   make sanitize only the C++ tests, under the address and undefined-behaviour sanitizers
 #   make bench    time fusedloss against eager, torch.compile and known packages
 #   make wheel    sdist and wheel into dist/, the latter built from the former and checked
 #   make lint     formatting and types

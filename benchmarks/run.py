@@ -82,9 +82,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fusedloss bench",
         description="Speed and memory of the fused losses beside eager, torch.compile, packages.",
     )
-    p.add_argument(
-        "--quick", action="store_true", help="few cases of every kind, in minutes; one allocator"
-    )
+    p.add_argument("--quick", action="store_true", help="fourteen cases, in minutes; one allocator")
     p.add_argument("--filter", default="", metavar="NAME", help="cases by part of name or glob")
     p.add_argument("--dtype", default="", choices=["", *DTYPE_NAMES.values()])
     p.add_argument("--rounds", type=_rounds, help="samples each (default 11, quick 7)")

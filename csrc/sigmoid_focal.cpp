@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../kernels/loss/focal.h"
+#include "../kernels/loss/sigmoid_focal.h"
 #include "pointwise.h"
 
 namespace fusedloss {

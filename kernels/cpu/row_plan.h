@@ -34,7 +34,6 @@ constexpr int64_t kClassBlockNumbers = 3 * 1024;
 constexpr int64_t kTaskNumbers = 128 * 1024;
 constexpr int64_t kFewClasses = 32;     // fewer than this do not fill vectors along the classes
 constexpr int64_t kManyClasses = 4096;  // more than this do not fit the cache for a vector of rows
-constexpr int64_t kShortRun = 16;       // rows that lie together, to make a vector of
 
 // Removes the class dimension from a view.
 inline ClassView split_classes(const TensorView& view, const Shape& shape) {

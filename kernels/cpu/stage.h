@@ -24,6 +24,8 @@ struct Run {
   int64_t index[kMaxDims];  // coordinates of the first element
 };
 
+constexpr int64_t kShortRun = 16;  // fewer elements that lie together make no vector
+
 // Calls visit(run) for the stretches that make up elements [begin, begin + count).
 template <class Visit>
 inline void for_each_run(const Shape& shape, int64_t begin, int64_t count, const Visit& visit) {
@@ -144,9 +146,14 @@ inline void copy_in(const Shape& shape, const TensorView& view, bool linear, int
                     int64_t count, T* out) {
   with_typed_data(view, [&](const auto* data) {
     if (linear) return convert_in(data + begin, 1, count, out);
+    const int64_t stride = view.strides[shape.ndim - 1];
+    // A call for each run would cost more than its elements: weights of boxes are runs of four.
+    const bool is_short = shape.sizes[shape.ndim - 1] < kShortRun;
     for_each_run(shape, begin, count, [&](const Run& run) {
-      convert_in(data + offset_of(shape, view, run.index), view.strides[shape.ndim - 1], run.length,
-                 out + run.offset_in_block);
+      const auto* first = data + offset_of(shape, view, run.index);
+      T* place = out + run.offset_in_block;
+      if (!is_short) return convert_in(first, stride, run.length, place);
+      for (int64_t i = 0; i < run.length; ++i) place[i] = cast<T>(first[i * stride]);
     });
   });
 }

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "cross_entropy.h"
-#include "sigmoid_focal.h"
 #include "nothing.h"
 #include "overlap.h"
+#include "sigmoid_focal.h"
 #include "softmax_focal.h"
 
 namespace fusedloss {

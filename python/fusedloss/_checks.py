@@ -96,7 +96,7 @@ def number(
     try:
         result = float(value)
     except OverflowError:  # an int or fraction beyond float64
-        result = math.inf if value > 0 else -math.inf
+        result = -math.inf if value < 0 else math.inf
     inside = low < result <= high if open_low else low <= result <= high
     # Comparisons only: they also work on the symbolic numbers of torch.compile.
     if not inside or (finite and not -math.inf < result < math.inf):

@@ -20,6 +20,8 @@ from ._ops import REDUCTION_NAMES, class_dim, ops
 
 Tensors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """A loss's own: class weights; focal's alpha and divisor; the margins m1, m2 and m3."""
+Operation = tuple[str, tuple[Any, ...]]
+"""An operator's name, and its arguments after input and target."""
 
 
 class CrossEntropyArguments(NamedTuple):
@@ -31,15 +33,13 @@ class CrossEntropyArguments(NamedTuple):
     ignore_index: int
     reduction: int
 
-    family = "cross_entropy"
+    def forward(self, tensors: Tensors) -> Operation:
+        """The forward operator; its last two arguments say what is to be kept."""
+        return "cross_entropy_fwd", (tensors[0], *self)
 
-    def forward(self, tensors: Tensors) -> tuple[Any, ...]:
-        """What the forward operator takes after input and target, less what is to be kept."""
-        return (tensors[0], *self)
-
-    def backward(self, tensors: Tensors) -> tuple[Any, ...]:
-        """What the backward operator takes after input and target."""
-        return (tensors[0], *self[:4])
+    def backward(self, tensors: Tensors) -> Operation:
+        """The backward operator."""
+        return "cross_entropy_bwd", (tensors[0], *self[:4])
 
     def reference(self, x: Tensor, target: Tensor, tensors: Tensors) -> Tensor:
         """The eager form."""
@@ -65,15 +65,14 @@ class SoftmaxFocalArguments(NamedTuple):
     ignore_index: int
     reduction: int
 
-    family = "softmax_focal"
-
-    def forward(self, tensors: Tensors) -> tuple[Any, ...]:
+    def forward(self, tensors: Tensors) -> Operation:
         """As of CrossEntropyArguments."""
-        return (*tensors[:2], *self)
+        return "softmax_focal_fwd", (*tensors[:2], *self)
 
-    def backward(self, tensors: Tensors) -> tuple[Any, ...]:
+    def backward(self, tensors: Tensors) -> Operation:
         """As of CrossEntropyArguments."""
-        return (tensors[0], self.alpha, self.gamma, self.label_smoothing, self.ignore_index)
+        numbers = (self.alpha, self.gamma, self.label_smoothing, self.ignore_index)
+        return "softmax_focal_bwd", (tensors[0], *numbers)
 
     def reference(self, x: Tensor, target: Tensor, tensors: Tensors) -> Tensor:
         """The eager form."""
@@ -105,15 +104,13 @@ class MarginArguments(NamedTuple):
     ignore_index: int
     reduction: int
 
-    family = "margin_softmax"
-
-    def forward(self, tensors: Tensors) -> tuple[Any, ...]:
+    def forward(self, tensors: Tensors) -> Operation:
         """As of CrossEntropyArguments."""
-        return (*tensors, *self)
+        return "margin_softmax_fwd", (*tensors, *self)
 
-    def backward(self, tensors: Tensors) -> tuple[Any, ...]:
+    def backward(self, tensors: Tensors) -> Operation:
         """As of CrossEntropyArguments."""
-        return (*tensors, *self[:10])
+        return "margin_softmax_bwd", (*tensors, *self[:10])
 
     def reference(self, x: Tensor, target: Tensor, tensors: Tensors) -> Tensor:
         """The eager form."""
@@ -159,9 +156,8 @@ class RowSoftmax(LossFunction):
         keep: str,
         in_place: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        operator = getattr(ops, arguments.family + "_fwd")
-        given = arguments.forward((first, second, third))
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = operator(
+        name, given = arguments.forward((first, second, third))
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = getattr(ops, name)(
             input, target, *given, keep == "saved", keep == "gradient"
         )
         return outputs
@@ -192,13 +188,12 @@ class RowSoftmax(LossFunction):
             if grad_output.dim() > 0:  # one number a row
                 grad_output = grad_output.unsqueeze(class_dim(input))
             return finish_gradient(grad, grad_output, scale), *rest
-        operator = arguments.family + "_bwd"
+        name, given = arguments.backward(tensors)
         forward = (grad_output, scale, saved)
-        given = (target, *arguments.backward(tensors))
         if ctx.in_place and memory_is_free(grad_output):
             place = input.detach()
-            getattr(ops, operator + "_")(*forward, place, *given)
+            getattr(ops, name + "_")(*forward, place, target, *given)
             # Whoever else saved the logits is told that they are gone.
             torch.autograd.graph.increment_version(input)
             return place, *rest
-        return getattr(ops, operator)(*forward, input, *given), *rest
+        return getattr(ops, name)(*forward, input, target, *given), *rest

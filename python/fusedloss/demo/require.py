@@ -27,6 +27,5 @@ def require(module: str) -> Any:
             raise
         name = DEMO_PACKAGES.get(package, package)
         raise MissingPackageError(
-            f"the demo needs {name}, which is not installed; "
-            "install it with: pip install 'fusedloss[demo]'"
+            f"the demo needs {name}, which is not installed; install it with: pip install {name}"
         ) from error
