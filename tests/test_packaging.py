@@ -60,7 +60,9 @@ def unpacked(tree: Path) -> Path:
     setup(tree, "sdist", "--dist-dir", "made")
     (archive,) = (tree / "made").iterdir()
     with tarfile.open(archive) as file:
-        file.extractall(tree / "unpacked", filter="data")
+        # Python 3.11.2 and others of their age have no filters yet.
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        file.extractall(tree / "unpacked", **safe)
     (folder,) = (tree / "unpacked").iterdir()
     assert archive.name == f"{folder.name}.tar.gz"
     return folder
