@@ -96,13 +96,23 @@ def header(report: Report) -> str:
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in pairs.items())
 
 
+LONGEST_TABLE = 40
+"""Rows that a terminal shows at once."""
+
+
 def cuda_section(report: Report) -> str:
-    """Emulator and compiler figures, with the words that nothing was timed."""
+    """Emulator and compiler figures, with the words that nothing was timed: whole tables where they are
+    short, and the worst of every figure.
+    """
     lines = [f"CUDA kernels, {cuda_facts.NOT_TIMED} (source: {report.cuda_source})"]
     if not report.cuda_rows:
         return f"CUDA: {cuda_facts.NOT_TIMED}; {report.cuda_source}"
     for heading, rows in cuda_facts.tables(report.cuda_rows):
-        lines += [heading, grid(rows)]
+        if len(rows) <= LONGEST_TABLE:
+            lines += [heading, grid(rows)]
+        else:
+            lines.append(f"{heading}: {len(rows) - 1} rows, in results.json and report.html")
+    lines += [f"  {verdict.line()}" for verdict in cuda_facts.evaluate(report.cuda_rows)]
     return "\n".join(lines)
 
 

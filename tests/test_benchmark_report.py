@@ -239,6 +239,15 @@ def test_hostile_words_stay_words() -> None:
     assert found.text.count("<script>alert('x')</script>") > 20
 
 
+def test_a_terminal_shows_long_tables_by_their_worst_rows() -> None:
+    many = [{"kernel": f"k{i}", "registers": i, "local_bytes": i} for i in range(300)]
+    text = reports.cuda_section(Report({}, {}, cuda_rows=[*FACTS, *many]))
+    assert "compiled: 301 rows, in results.json and report.html" in text
+    assert "FAIL    CUDA local_bytes at most 8 in all of 301, worst in k299" in text
+    assert len(text.splitlines()) < 20
+    assert "focal<float> sm_90" in reports.cuda_section(Report({}, {}, cuda_rows=list(FACTS)))
+
+
 def test_only_busy_cores_make_times_unsafe() -> None:
     interrupted = Report({}, {}, warnings=["interrupted: [3/9] was not finished"])
     text = read(interrupted).text
