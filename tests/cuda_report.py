@@ -16,18 +16,19 @@ import cuda_traffic
 from emulated import load_testing_module
 from fusedloss._files import replacing
 
+WORKLOADS = {
+    "pointwise": cuda_traffic.WORKLOADS,
+    "row softmax": cuda_traffic.ROW_WORKLOADS,
+    "regions": cuda_traffic.REGION_WORKLOADS,
+    "mining": cuda_traffic.MINING_WORKLOADS,
+}
+
 
 def traffic_rows() -> list[dict[str, Any]]:
     """One row for each pass of each workload, in the form that benchmarks/cuda_facts.py documents."""
     module = load_testing_module()
     rows = []
-    workloads = [
-        ("pointwise", cuda_traffic.WORKLOADS),
-        ("row softmax", cuda_traffic.ROW_WORKLOADS),
-        ("regions", cuda_traffic.REGION_WORKLOADS),
-        ("mining", cuda_traffic.MINING_WORKLOADS),
-    ]
-    for kernel, workload in ((name, w) for name, some in workloads for w in some):
+    for kernel, workload in ((name, w) for name, some in WORKLOADS.items() for w in some):
         pointwise = isinstance(workload, cuda_traffic.Workload)
         size = f"{workload.target.size(0)}x{workload.classes} " if pointwise else ""
         for t in cuda_traffic.measure(module, workload):

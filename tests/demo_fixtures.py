@@ -6,14 +6,10 @@ import pytest
 import torch
 from fusedloss.demo import scenes
 from fusedloss.demo.detection import Detection
-from fusedloss.demo.recognition import (
-    Recognition,
-)
+from fusedloss.demo.recognition import Recognition
 from fusedloss.demo.task import TaskResult
 from fusedloss.demo.train import Schedule, train_both
-from fusedloss.demo.verification import (
-    Verification,
-)
+from fusedloss.demo.verification import Verification
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import fnmatch
 import json
 from pathlib import Path
 
+import cuda_report
 import pytest
 from benchmark_helpers import CPU, FACTS, GOOD, default_malloc, quiet, result, tiny_case  # noqa: F401
 from fusedloss.benchmarks import (
@@ -199,6 +200,7 @@ def test_each_kernel_has_its_number_of_launches() -> None:
         return {"kernel": kernel, "workload": "w", "launches": launches}
 
     documented = {"pointwise": 2, "row softmax": 2, "regions": 3, "mining": 4}
+    assert documented.keys() == cuda_report.WORKLOADS.keys()
     found = cuda_facts.evaluate([row(kernel, most) for kernel, most in documented.items()])
     assert statuses(found) == {
         f"CUDA launches of {kernel} at most {most} in all of 1, worst in {kernel} w": "PASS"

@@ -207,7 +207,7 @@ void region_backward_task(const RegionPlan& plan, const Loss& loss,
     const RowCounts counts = read_labels(plan, at, count, rows, report);
     read_saved<kTerms, Loss>(plan, at, count, rows);
     const bool few = kTerms == Terms::kNone && kCanBeFew<T, Loss> && plan.few_classes;
-    if (plan.regions.begun && !few) {
+    if (plan.regions.begun) {
       std::copy_n(rows.max, count, rows.logit);
       std::fill_n(rows.max, count, T(0));
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _checks, reference
 from ._autograd import LossFunction, finish_gradient
 from ._chunks import PLAIN, Head, Walk
-from ._ops import REDUCTION_NAMES, REDUCTIONS, accumulator_dtype, ops
+from ._ops import REDUCTIONS, accumulator_dtype, ops
 from ._row_autograd import CrossEntropyArguments, MarginArguments
 
 LinearArguments = CrossEntropyArguments | MarginArguments
@@ -252,32 +252,16 @@ def _differentiable_gradient(
     def loss(*changed: Tensor) -> Tensor:
         values = iter(changed)
         f, w, b = (next(values) if need else same for need, same in zip(needed, given, strict=True))
-        shared: dict[str, Any] = {
-            "ignore_index": args.ignore_index,
-            "label_smoothing": args.label_smoothing,
-            "reduction": REDUCTION_NAMES[args.reduction],
-        }
         if isinstance(args, CrossEntropyArguments):
-            smoothing = "others" if args.smooth_others else "uniform"
-            return reference.linear_cross_entropy(
-                f, w, target, b, smoothing=smoothing, z_loss=args.z_loss, **shared
-            )
+            return reference.linear_cross_entropy(f, w, target, b, **args.options())
         return reference.linear_margin_softmax_loss(
             f,
             w,
             target,
-            scale=args.scale,
-            m1=args.m1 if m1 is None else m1,
-            m2=args.m2 if m2 is None else m2,
-            m3=args.m3 if m3 is None else m3,
-            easy_margin=args.easy,
-            monotonic="linear" if args.linear else "none",
-            gradient="straight_through" if args.straight_through else "exact",
-            filter_threshold=args.ceiling if args.ceiling < torch.inf else None,
             sub_centers=head.sub_centers,
             normalize_features=head.normalize_features,
             normalize_weight=head.normalize_weight,
-            **shared,
+            **args.options((m1, m2, m3)),
         )
 
     wrt = [value for value, need in zip(given, needed, strict=True) if need]

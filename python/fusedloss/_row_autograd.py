@@ -41,18 +41,19 @@ class CrossEntropyArguments(NamedTuple):
         """The backward operator."""
         return "cross_entropy_bwd", (tensors[0], *self[:4])
 
+    def options(self) -> dict[str, Any]:
+        """What the eager forms are given by keyword."""
+        return {
+            "ignore_index": self.ignore_index,
+            "reduction": REDUCTION_NAMES[self.reduction],
+            "label_smoothing": self.label_smoothing,
+            "smoothing": "others" if self.smooth_others else "uniform",
+            "z_loss": self.z_loss,
+        }
+
     def reference(self, x: Tensor, target: Tensor, tensors: Tensors) -> Tensor:
         """The eager form."""
-        return reference.cross_entropy(
-            x,
-            target,
-            tensors[0],
-            ignore_index=self.ignore_index,
-            reduction=REDUCTION_NAMES[self.reduction],
-            label_smoothing=self.label_smoothing,
-            smoothing="others" if self.smooth_others else "uniform",
-            z_loss=self.z_loss,
-        )
+        return reference.cross_entropy(x, target, tensors[0], **self.options())
 
 
 class SoftmaxFocalArguments(NamedTuple):
@@ -112,24 +113,26 @@ class MarginArguments(NamedTuple):
         """As of CrossEntropyArguments."""
         return "margin_softmax_bwd", (*tensors, *self[:10])
 
+    def options(self, tensors: Tensors) -> dict[str, Any]:
+        """What the eager forms are given by keyword."""
+        m1, m2, m3 = tensors
+        return {
+            "scale": self.scale,
+            "m1": self.m1 if m1 is None else m1,
+            "m2": self.m2 if m2 is None else m2,
+            "m3": self.m3 if m3 is None else m3,
+            "easy_margin": self.easy,
+            "monotonic": "linear" if self.linear else "none",
+            "gradient": "straight_through" if self.straight_through else "exact",
+            "label_smoothing": self.label_smoothing,
+            "filter_threshold": self.ceiling if self.ceiling < math.inf else None,
+            "ignore_index": self.ignore_index,
+            "reduction": REDUCTION_NAMES[self.reduction],
+        }
+
     def reference(self, x: Tensor, target: Tensor, tensors: Tensors) -> Tensor:
         """The eager form."""
-        m1, m2, m3 = tensors
-        return reference.margin_softmax_loss(
-            x,
-            target,
-            scale=self.scale,
-            m1=self.m1 if m1 is None else m1,
-            m2=self.m2 if m2 is None else m2,
-            m3=self.m3 if m3 is None else m3,
-            easy_margin=self.easy,
-            monotonic="linear" if self.linear else "none",
-            gradient="straight_through" if self.straight_through else "exact",
-            label_smoothing=self.label_smoothing,
-            filter_threshold=self.ceiling if self.ceiling < math.inf else None,
-            ignore_index=self.ignore_index,
-            reduction=REDUCTION_NAMES[self.reduction],
-        )
+        return reference.margin_softmax_loss(x, target, **self.options(tensors))
 
 
 RowArguments = CrossEntropyArguments | SoftmaxFocalArguments | MarginArguments
